@@ -1,0 +1,1 @@
+"""The command line, ``tf-dynidx``: train, compare and search without writing code."""

@@ -1,0 +1,61 @@
+"""Negatives drawn from the softmax over all targets, through a dynamic tree index."""
+
+import tensorflow as tf
+
+from tf_dynidx.index import DynamicIndex, checks
+from tf_dynidx.miners.miner import Miner, without_positives
+
+
+class Tree(Miner):
+    """Monath et al. 2023: a tree over all targets, kept true while the encoder moves.
+
+    All targets are encoded once, before the first step. From then on the index follows the encoder:
+    what a step encodes anyway is written back, and every `refresh_every` steps a few landmarks are
+    encoded again and the change regression carries their movement over to all other rows.
+    """
+
+    def __init__(self, num_negatives=2, refresh_every=10, dtype="float32", seed=0, name=None):
+        """Makes a miner; `build` makes its index.
+
+        Args:
+            num_negatives: int, draws a query. One or two are enough when the batch shares them.
+            refresh_every: int, steps between refreshes of the index.
+            dtype: dtype of the row table, as for `DynamicIndex`.
+            seed: int, seeds every draw.
+        """
+        super().__init__(num_negatives, seed, name)
+        self.refresh_every = checks.positive_int("refresh_every", refresh_every)
+        self.dtype = dtype
+        self.index = None
+
+    def build(self, corpus, encode_rows, encode_corpus):
+        super().build(corpus, encode_rows, encode_corpus)
+        embeddings = encode_corpus()
+        self.index = DynamicIndex(embeddings.shape[1], corpus.size, self.dtype, self.seed)
+        self.index.build(embeddings)
+        self.full_encodes = 1
+        self._steps = tf.Variable(0, trainable=False, name="steps")
+
+    def mine(self, queries, beta, positives):
+        sample = self.index.draw(queries, beta, positives, self.next_seed(), self.num_negatives)
+        return sample.ids, sample.log_partition
+
+    def log_prob(self, rows, queries, beta, positives, drawn):
+        table = self.index.tree.read(rows)
+        log_prob = beta * tf.matmul(queries, table, transpose_b=True) - drawn[:, None]
+        return without_positives(log_prob, rows, positives)
+
+    def observe(self, rows, encodings):
+        self.index.write(rows, encodings)
+        step = self._steps.assign_add(1)
+        tf.cond(step % self.refresh_every == 0, self._refresh, lambda: tf.constant(False))
+
+    def _refresh(self):
+        landmarks = tf.maximum(self.index.landmarks, 0)
+        self.index.correct(self.encode_rows(landmarks))
+        self.index.upkeep()
+        return tf.constant(True)
+
+    def get_config(self):
+        config = {"refresh_every": self.refresh_every, "dtype": self.dtype}
+        return super().get_config() | config

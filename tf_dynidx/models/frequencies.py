@@ -1,0 +1,22 @@
+"""How often each target is a positive, learned from the training examples as they come."""
+
+import tensorflow as tf
+
+
+class PositiveFrequencies(tf.Module):
+    """Running counts of positives, smoothed by one imagined example for each target."""
+
+    def __init__(self, num_targets, name=None):
+        super().__init__(name=name)
+        self.counts = tf.Variable(tf.zeros([num_targets]), trainable=False, name="counts")
+        self.total = tf.Variable(0.0, trainable=False, name="total")
+
+    def log_frequency(self, rows):
+        """Log share of examples whose positive is each of the given rows: float32 [rows]."""
+        imagined = float(self.counts.shape[0])
+        return tf.math.log(tf.gather(self.counts, rows) + 1.0) - tf.math.log(self.total + imagined)
+
+    def observe(self, rows, weights):
+        """Counts the positives of a batch: int32 [rows], float32 [rows] (0 for one to be ignored)."""
+        self.counts.scatter_nd_add(rows[:, None], weights)
+        self.total.assign_add(tf.reduce_sum(weights))

@@ -1,0 +1,64 @@
+"""Draws from categorical distributions given by log weights."""
+
+import math
+
+import tensorflow as tf
+
+
+def stratified_uniforms(rows, num_draws, seed):
+    """One uniform number in each of `num_draws` equal parts of [0, 1), for every row.
+
+    Each number by itself is uniform on [0, 1) once its stratum is picked at random, so frequencies
+    are those of independent draws, while a set of draws varies less than independent ones do.
+
+    Args:
+        rows: int, or int32 scalar.
+        num_draws: int.
+        seed: int32 [2].
+
+    Returns:
+        float32 [rows, num_draws], ascending along the last axis.
+    """
+    jitter = tf.random.stateless_uniform([rows, num_draws], seed, alg="philox")
+    return (tf.range(num_draws, dtype=tf.float32) + jitter) / float(num_draws)
+
+
+def categorical(log_weights, num_draws, seed):
+    """Stratified draws from softmax(log_weights), for every row.
+
+    Args:
+        log_weights: float32 [rows, entries]; -inf marks an entry that is never drawn. A row with no
+            finite entry draws entry 0.
+        num_draws: int.
+        seed: int32 [2].
+
+    Returns:
+        int32 [rows, num_draws], in ascending order of entry.
+    """
+    top = tf.reduce_max(log_weights, axis=1, keepdims=True)
+    weights = tf.exp(log_weights - tf.where(tf.math.is_finite(top), top, 0.0))
+    cumulative = tf.cumsum(weights, axis=1)
+    total = cumulative[:, -1:]
+    points = stratified_uniforms(tf.shape(log_weights)[0], num_draws, seed) * total
+    # side="right" skips entries of weight 0; a point rounded up to the total itself would fall
+    # behind the last entry, so it is held just below.
+    points = tf.minimum(points, total * (1.0 - 1e-6))
+    return tf.minimum(_entries_up_to(cumulative, points), tf.shape(log_weights)[1] - 1)
+
+
+def _entries_up_to(cumulative, points):
+    """How many entries of each ascending row are at most each point: int32 [rows, points].
+
+    Two looks of sqrt(entries) each, at the ends of blocks and inside one block: XLA compiles
+    tf.searchsorted to a comparison of every point with every entry, which is many times slower.
+    """
+    entries = cumulative.shape[1]
+    block = math.isqrt(entries) + 1
+    blocks = -(-entries // block)
+    padding = [[0, 0], [0, blocks * block - entries]]
+    padded = tf.pad(cumulative, padding, constant_values=float("inf"))
+    padded = tf.reshape(padded, [-1, blocks, block])
+    ends = padded[:, None, :, -1] <= points[:, :, None]
+    which = tf.minimum(tf.reduce_sum(tf.cast(ends, tf.int32), axis=2), blocks - 1)
+    inside = tf.gather(padded, which, batch_dims=1) <= points[:, :, None]
+    return which * block + tf.reduce_sum(tf.cast(inside, tf.int32), axis=2)
