@@ -1,10 +1,26 @@
 """tf_dynidx: train two-tower retrieval models against the whole corpus, not the batch."""
 
-from tf_dynidx import keras_world, losses, miners
-from tf_dynidx.corpus import TargetCorpus
-from tf_dynidx.index import DynamicIndex
-from tf_dynidx.models import DualEncoder
+import importlib
 
-__all__ = ["DualEncoder", "DynamicIndex", "TargetCorpus", "losses", "miners"]
+# What is imported when it is first asked for: `import tf_dynidx` itself loads no TensorFlow, so that
+# the command line answers at once and environment variables can still be set.
+_CLASSES = {
+    "DualEncoder": "tf_dynidx.models",
+    "DynamicIndex": "tf_dynidx.index",
+    "TargetCorpus": "tf_dynidx.corpus",
+}
+_MODULES = ("losses", "metrics", "miners")
 
-del keras_world
+__all__ = ["DualEncoder", "DynamicIndex", "TargetCorpus", "losses", "metrics", "miners"]
+
+
+def __getattr__(name):
+    if name in _CLASSES:
+        return getattr(importlib.import_module(_CLASSES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

@@ -58,7 +58,17 @@ class TargetCorpus:
 
         Usable in a `tf.data` pipeline. (XLA has no string look-up: turn identifiers into rows before
         a compiled step, not in it.)
+
+        Raises:
+            ValueError: strings for identifiers that are integers, or the other way round.
         """
+        identifiers = tf.convert_to_tensor(identifiers)
+        strings = self.identifiers.dtype.kind == "U"
+        if not (identifiers.dtype == tf.string if strings else identifiers.dtype.is_integer):
+            raise ValueError(
+                f"The identifiers of this corpus are {'strings' if strings else 'integers'}: look up "
+                f"the same. Received: dtype {identifiers.dtype.name}"
+            )
         if self._rows is None:
             # Outside any graph being traced, so that the table lives as long as the corpus.
             with tf.init_scope():
@@ -67,7 +77,7 @@ class TargetCorpus:
                     keys, tf.range(self.size, dtype=tf.int32)
                 )
                 self._rows = tf.lookup.StaticHashTable(initializer, default_value=-1)
-        return self._rows.lookup(tf.cast(tf.convert_to_tensor(identifiers), self._rows.key_dtype))
+        return self._rows.lookup(tf.cast(identifiers, self._rows.key_dtype))
 
 
 def _as_structure(features):

@@ -40,8 +40,7 @@ def check_writable_target(
     if kind == "file":
         if Path(path).is_dir():
             raise OutputError(
-                f"The output is a file. Received: the directory {os.fspath(path)!r}. "
-                "Name a file in it."
+                f"The output is a file. Received: the directory {os.fspath(path)!r}. Name a file in it."
             )
         if _is_special(path):
             return
@@ -164,8 +163,7 @@ def _refuse_taken(path: str | os.PathLike, replace: bool) -> None:
         )
     if os.path.ismount(path):
         raise OutputError(
-            f"A mount point cannot be replaced. Received: {os.fspath(path)!r}. "
-            "Name a directory in it."
+            f"A mount point cannot be replaced. Received: {os.fspath(path)!r}. Name a directory in it."
         )
     if not replace and any(path.iterdir()):
         raise OutputError(

@@ -287,9 +287,7 @@ def test_list_under_target_is_refused(write, targets):
 @pytest.mark.parametrize("value", ["a", None, {"a": 1}])
 def test_targets_that_are_not_a_list_are_refused(write, targets, value):
     path = write({"query": "x", "targets": value})
-    assert_refused(
-        lambda p: read_pairs(p, targets), path, "a list", 'name the key "target"', line=1
-    )
+    assert_refused(lambda p: read_pairs(p, targets), path, "a list", 'name the key "target"', line=1)
 
 
 def test_empty_list_of_targets_is_refused(write, targets):

@@ -210,11 +210,7 @@ def test_special_methods_are_one_target_across_classes_unless_documented(load):
     method = "    def __repr__(self):\n        {}return self.name\n"
     corpus = load(
         {
-            "module.py": "class A:\n"
-            + method.format("")
-            + "class B:\n"
-            + method.format("")
-            + "class "
+            "module.py": "class A:\n" + method.format("") + "class B:\n" + method.format("") + "class "
             "C:\n" + method.format("'Shows the name only.'\n        ")
         }
     )
@@ -411,9 +407,7 @@ def test_the_same_sources_give_the_same_corpus_elsewhere(load, many, tmp_path):
     here = load(many)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "shop").rename(tmp_path / "elsewhere" / "shop")
-    there = load_docstring_corpus(
-        tmp_path / "other cache", sources=[tmp_path / "elsewhere" / "shop"]
-    )
+    there = load_docstring_corpus(tmp_path / "other cache", sources=[tmp_path / "elsewhere" / "shop"])
     assert as_lists(there) == as_lists(here)
 
 

@@ -159,9 +159,7 @@ def test_integer_identifiers_are_int64(arguments, tmp_path, identifiers):
     path = export_retrieval(tmp_path / "exported", **{**arguments, "identifiers": identifiers})
     result = tf.saved_model.load(path).signatures["retrieve"](query=tf.constant(QUERIES))
     assert result["identifiers"].dtype == tf.int64
-    np.testing.assert_array_equal(
-        result["identifiers"], identifiers[reference(arguments, QUERIES)[1]]
-    )
+    np.testing.assert_array_equal(result["identifiers"], identifiers[reference(arguments, QUERIES)[1]])
 
 
 def test_of_equal_scores_the_earlier_target_comes_first(arguments, tmp_path):

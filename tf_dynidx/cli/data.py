@@ -298,9 +298,7 @@ def _not_a_string(key: str, value: Any, path: str | os.PathLike, line: int) -> D
     return _refusal(path, line, f"{where} is not a string", _shown(value), remedy)
 
 
-def _unknown_target(
-    identifier: str, targets: Targets, path: str | os.PathLike, line: int
-) -> DataError:
+def _unknown_target(identifier: str, targets: Targets, path: str | os.PathLike, line: int) -> DataError:
     near = _nearest(identifier, targets.identifiers)
     suggestion = "" if near is None else f" Perhaps {_shown(near)} is meant."
     return _refusal(

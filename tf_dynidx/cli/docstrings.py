@@ -317,9 +317,7 @@ def _make_corpus(symbols: Sequence[_Symbol]) -> DocstringCorpus:
                 rows_of[split].setdefault(query, []).append(row)
 
     for split, rows in rows_of.items():
-        rows_of[split] = {
-            query: rows[query] for query in rows if frequency[query] <= _MAX_POSITIVES
-        }
+        rows_of[split] = {query: rows[query] for query in rows if frequency[query] <= _MAX_POSITIVES}
     # Another symbol may say, further down, what is the summary of one that is held out.
     for query in rows_of["held_out"] | rows_of["test"]:
         rows_of["train"].pop(query, None)

@@ -3,7 +3,7 @@
 Small on purpose: they train on a CPU in minutes, and what they learn is decided by the negatives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,6 +158,25 @@ def id_towers(
         return keras.Model(ids, keras.layers.UnitNormalization()(embedding), name=name)
 
     return tower(num_queries, "query_tower"), tower(num_targets, "target_tower")
+
+
+class IdLookup(tf.Module):
+    """Numbers identifiers in the order given; one that is unknown gets the number after the last.
+
+    Args:
+        identifiers: distinct strings.
+    """
+
+    def __init__(self, identifiers: Iterable[str]):
+        super().__init__()
+        keys = tf.constant(list(identifiers))
+        self._table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(keys, tf.range(tf.size(keys))), tf.size(keys)
+        )
+
+    def __call__(self, texts):
+        """int32 [batch] from string [batch]."""
+        return self._table.lookup(texts)
 
 
 @keras.utils.register_keras_serializable(package="tf_dynidx")

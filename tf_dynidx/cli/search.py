@@ -10,9 +10,7 @@ import tensorflow as tf
 from tf_dynidx.cli.data import DataError
 
 
-def search(
-    folder: str | os.PathLike, queries: list[str], k: int = 10
-) -> list[list[tuple[str, float]]]:
+def search(folder: str | os.PathLike, queries: list[str], k: int = 10) -> list[list[tuple[str, float]]]:
     """The best targets of each query, best first.
 
     Args:

@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 
-def vectors(name, value, dim):
-    """`value` as float32 [rows, dim]; ValueError if it is not that, or not finite."""
+def vectors(name, value, dim, stored=tf.float32):
+    """`value` as float32 [rows, dim]; ValueError if it is not that, or not finite as `stored`."""
     if isinstance(value, (list, tuple)):
         value = np.asarray(value, np.float32)
     dtype = tf.as_dtype(value.dtype) if hasattr(value, "dtype") else None
@@ -18,11 +18,11 @@ def vectors(name, value, dim):
         raise ValueError(f"{name} must have shape [rows, {dim}]. Received: shape {tuple(shape)}")
     value = tf.cast(value, tf.float32)
     if tf.executing_eagerly():
-        finite = tf.math.is_finite(value)
+        finite = tf.math.is_finite(tf.cast(value, stored))
         if not bool(tf.reduce_all(finite)):
             row = int(tf.argmin(tf.cast(tf.reduce_all(finite, axis=1), tf.int32)))
             raise ValueError(
-                f"{name} must be finite in float32; nothing was changed. "
+                f"{name} must be finite in {stored.name}; nothing was changed. "
                 f"Received: NaN or infinity in row {row}"
             )
     return value
@@ -33,8 +33,7 @@ def rows(name, value, capacity):
     value = np.asarray(value)
     if value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
         raise ValueError(
-            f"{name} must be a vector of integers. "
-            f"Received: shape {value.shape}, dtype {value.dtype}"
+            f"{name} must be a vector of integers. Received: shape {value.shape}, dtype {value.dtype}"
         )
     if value.size and (value.min() < 0 or value.max() >= capacity):
         bad = value[(value < 0) | (value >= capacity)][0]
@@ -46,7 +45,7 @@ def rows(name, value, capacity):
     if len(distinct) < len(value):
         raise ValueError(
             f"{name} must not repeat a row in one call; nothing was changed. "
-            f"Received: row {distinct[times > 1][0]} {times.max()} times"
+            f"Received: row {distinct[times.argmax()]} {times.max()} times"
         )
     return value.astype(np.int32)
 

@@ -73,7 +73,10 @@ class DynamicIndex(tf.Module):
         self.capacity = checks.positive_int("capacity", capacity)
         if self.capacity > 2**30:
             raise ValueError(f"capacity is at most 2**30. Received: capacity={capacity}")
-        row_dtype = tf.as_dtype(dtype)
+        try:
+            row_dtype = tf.as_dtype(dtype)
+        except TypeError:
+            row_dtype = None
         if row_dtype not in (tf.float32, tf.float16, tf.bfloat16):
             raise ValueError(f"dtype must be float32, float16 or bfloat16. Received: {dtype!r}")
         self.seed = int(seed)
@@ -86,11 +89,11 @@ class DynamicIndex(tf.Module):
         self._on_sphere = tf.Variable(False, trainable=False, name="on_sphere")
         self._calls = tf.Variable(0, trainable=False, name="calls")
         self._upkeep = tf.Variable(0, trainable=False, name="upkeep")
-        self._sample = tf.function(self.draw, reduce_retracing=True)
-        self._search = tf.function(self._top_k, reduce_retracing=True)
-        self._bounds = tf.function(self._certify, reduce_retracing=True)
-        self._repair_part = tf.function(self._reroute_part)
-        self._tidy = tf.function(self._split_and_refresh)
+        self._sample = _compiled(self.draw)
+        self._search = _compiled(self._top_k)
+        self._bounds = _compiled(self._certify)
+        self._repair_part = _compiled(self._reroute_part)
+        self._tidy = _compiled(self._split_and_refresh)
 
     @property
     def size(self):
@@ -111,7 +114,7 @@ class DynamicIndex(tf.Module):
             ValueError: the index holds rows already (call `reset` first), there is nothing to build
                 from, there are more rows than `capacity`, or an argument is not as described.
         """
-        embeddings = checks.vectors("embeddings", embeddings, self.dim)
+        embeddings = checks.vectors("embeddings", embeddings, self.dim, self.tree.rows.dtype)
         number = int(embeddings.shape[0])
         if self.size:
             raise ValueError(
@@ -133,8 +136,7 @@ class DynamicIndex(tf.Module):
                 f"rows and embeddings must agree. Received: {len(rows)} rows, {number} embeddings"
             )
         self.tree.build(tf.constant(rows), embeddings)
-        norms = tf.norm(embeddings, axis=1)
-        self._on_sphere.assign(bool(tf.reduce_all(tf.abs(norms - 1.0) < 1e-3)))
+        self._on_sphere.assign(_all_of_norm_one(embeddings))
         order = tf.argsort(
             tf.random.stateless_uniform([number], [self.seed, 0], alg="philox"), stable=True
         )
@@ -157,6 +159,7 @@ class DynamicIndex(tf.Module):
         """
         rows, embeddings = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, True)
+        self._on_sphere.assign(self._on_sphere & _all_of_norm_one(embeddings))
         self.tree.write(rows, embeddings)
         self.tree.refresh(self._leaves_of(rows))
 
@@ -172,6 +175,7 @@ class DynamicIndex(tf.Module):
         """
         rows, embeddings = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, False)
+        self._on_sphere.assign(self._on_sphere & _all_of_norm_one(embeddings))
         waiting = tf.constant(rows)
         while not bool(tf.reduce_all(waiting == NEVER)):
             accepted = self.tree.insert(waiting, embeddings)
@@ -227,7 +231,8 @@ class DynamicIndex(tf.Module):
             seed: int [2], for the same draws again; default: the index's own, new at each call.
 
         Returns:
-            A `Sample`.
+            A `Sample`. For a query with nothing left to draw, all of whose rows are excluded, it holds
+            ids -1 of log_prob -inf.
 
         Raises:
             ValueError: an argument is not as described, or the index is empty.
@@ -249,7 +254,12 @@ class DynamicIndex(tf.Module):
                 f"Received: shape {tuple(exclude.shape)} for {queries.shape[0]} queries"
             )
         seed = self.next_seed() if seed is None else tf.cast(seed, tf.int32)
-        return self._sample(queries, checks.beta(beta), exclude, seed, num_samples)
+        sample = self._sample(queries, checks.beta(beta), exclude, seed, num_samples)
+        found = tf.math.is_finite(sample.log_partition)[:, None]
+        return sample._replace(
+            ids=tf.where(found, sample.ids, NEVER),
+            log_prob=tf.where(found, sample.log_prob, -float("inf")),
+        )
 
     def search(self, queries, k, leaves=None):
         """Finds the rows with the largest q.y, approximately: members of the leaves nearest to q.
@@ -278,7 +288,7 @@ class DynamicIndex(tf.Module):
         leaves = min(checks.positive_int("leaves", leaves), in_use)
         return self._search(queries, k, leaves)
 
-    def log_partition(self, queries, beta, exclude=None):
+    def log_partition(self, queries, beta):
         """Log of the sum of exp(beta q.y) over all rows, estimated and bounded.
 
         Args:
@@ -343,9 +353,10 @@ class DynamicIndex(tf.Module):
         # A linear map leaves the sphere that unit-norm encodings lie on; they go back to it.
         squares = tf.matmul(rows**2, tf.ones([self.dim, 1]))
         shrink = tf.where(self._on_sphere, tf.math.rsqrt(tf.maximum(squares, 1e-12)), 1.0)
-        self.tree.rows.assign(
-            tf.cast(tf.reshape(rows * shrink, self.tree.rows.shape), self.tree.rows.dtype)
-        )
+        rows = tf.reshape(rows * shrink, self.tree.rows.shape)
+        # Emptied slots stay zero: moved again and again, nothing would keep what they held finite.
+        rows = tf.where((self.tree.ids != NEVER)[:, :, None], rows, 0.0)
+        self.tree.rows.assign(tf.cast(rows, self.tree.rows.dtype))
         self.tree.write(tf.where(known, self.landmarks, NEVER), after)
 
     def upkeep(self):
@@ -407,7 +418,7 @@ class DynamicIndex(tf.Module):
 
     def _rows_and_vectors(self, rows, embeddings):
         rows = checks.rows("rows", rows, self.capacity)
-        embeddings = checks.vectors("embeddings", embeddings, self.dim)
+        embeddings = checks.vectors("embeddings", embeddings, self.dim, self.tree.rows.dtype)
         if len(rows) != embeddings.shape[0]:
             raise ValueError(
                 "rows and embeddings must agree; nothing was changed. "
@@ -437,3 +448,12 @@ class DynamicIndex(tf.Module):
 
     def _leaves_of(self, rows):
         return tf.unique(self.tree.places(tf.constant(rows))[:, 0])[0]
+
+
+def _all_of_norm_one(vectors):
+    return tf.reduce_all(tf.abs(tf.norm(vectors, axis=1) - 1.0) < 1e-3)
+
+
+def _compiled(function):
+    # No Python control flow on tensors in here: AutoGraph would only slow down the tracing.
+    return tf.function(function, reduce_retracing=True, autograph=False)

@@ -71,7 +71,8 @@ class Tree(tf.Module):
 
     def places(self, ids):
         """Leaf and slot of each row id: int32 [ids, 2]; a scratch place for an id that is no row."""
-        slots = tf.gather(self.slots, tf.where(ids < 0, self.capacity, ids))
+        known = (ids >= 0) & (ids < self.capacity)
+        slots = tf.gather(self.slots, tf.where(known, ids, self.capacity))
         return tf.stack([slots // self.leaf_size, slots % self.leaf_size], axis=1)
 
     def contains(self, ids):
@@ -88,7 +89,10 @@ class Tree(tf.Module):
         The statistics of their leaves are as before until `refresh` is called: estimates stay usable
         meanwhile, bounds do not.
         """
-        self.rows.scatter_nd_update(self.places(ids), tf.cast(vectors, self.rows.dtype))
+        places = self.places(ids)
+        # Zeros to scratch: its statistics are computed with all others and must stay finite.
+        vectors = tf.where(places[:, :1] < self.num_leaves, vectors, 0.0)
+        self.rows.scatter_nd_update(places, tf.cast(vectors, self.rows.dtype))
 
     # Statistics.
 
@@ -124,7 +128,8 @@ class Tree(tf.Module):
         # Every leaf gets the same number of places; the few left over hold copies, spread evenly,
         # which go the way of their originals and are dropped at the end.
         extra = 2**depth * width - number
-        copies = tf.cast(tf.linspace(0.0, float(number - 1), extra), tf.int32)
+        # In whole numbers: float32 knows no odd ones above 2**24, and would point past the end.
+        copies = tf.cast(tf.range(extra, dtype=tf.int64) * number // max(extra, 1), tf.int32)
         members = tf.concat([tf.range(number), copies], axis=0)
         original = tf.concat([tf.ones(number, tf.bool), tf.zeros(extra, tf.bool)], axis=0)
         group = tf.gather(vectors, members)[None]
@@ -250,9 +255,7 @@ class Tree(tf.Module):
         self.slots.scatter_nd_update(known[:, None], tf.fill(tf.shape(ids), self._scratch))
         rows, left = tf.gather(self.rows, leaves), tf.gather(self.ids, leaves)
         order = leaf_ops.keep_first(left != NEVER)
-        self._store(
-            leaves, tf.gather(rows, order, batch_dims=1), tf.gather(left, order, batch_dims=1)
-        )
+        self._store(leaves, tf.gather(rows, order, batch_dims=1), tf.gather(left, order, batch_dims=1))
 
     def clear(self):
         """Forgets all rows."""

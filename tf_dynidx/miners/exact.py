@@ -59,7 +59,5 @@ def _drop(scores, positives):
     column = tf.where(positives < 0, columns, positives)
     row = tf.broadcast_to(tf.range(queries)[:, None], tf.shape(column))
     where = tf.reshape(tf.stack([row, column], axis=-1), [-1, 2])
-    scores = tf.tensor_scatter_nd_update(
-        scores, where, tf.fill([tf.shape(where)[0]], -float("inf"))
-    )
+    scores = tf.tensor_scatter_nd_update(scores, where, tf.fill([tf.shape(where)[0]], -float("inf")))
     return scores[:, :-1]

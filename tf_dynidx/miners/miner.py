@@ -93,6 +93,7 @@ class Miner(tf.Module):
             rows: int32 [rows], possibly with repeats.
             encodings: float32 [rows, dim], encoded in inference mode.
         """
+        del rows, encodings
 
     def next_seed(self):
         """int32 [2], a seed not used before."""

@@ -4,11 +4,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tf_dynidx import losses
+from tf_dynidx import files, losses
 from tf_dynidx.corpus import TargetCorpus
 from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.miners import Miner, Tree
 from tf_dynidx.models.frequencies import PositiveFrequencies
+from tf_dynidx.serving import export_retrieval
 
 _ENCODE_BATCH = 4096  # targets encoded together where all of them are
 
@@ -74,7 +75,7 @@ class DualEncoder(keras.Model):
         self.frequencies = PositiveFrequencies(corpus.size)
         self.step = tf.Variable(0, trainable=False, name="step")
         self.loss_tracker = keras.metrics.Mean(name="loss")
-        self._encode_block = tf.function(self.encode_rows)
+        self._encode_block = tf.function(self.encode_rows, autograph=False)
 
     # Encoding.
 
@@ -171,7 +172,7 @@ class DualEncoder(keras.Model):
             encodings = self.encode_rows(rows)
         self.miner.observe(rows, tf.stop_gradient(encodings))
         batch = tf.shape(positives)[0]
-        self.frequencies.observe(rows[:batch], tf.cast(positives[:, 0] >= 0, tf.float32))
+        self.frequencies.observe(rows[:batch], tf.cast(tf.reduce_any(positives >= 0, axis=1), tf.float32))
         self.step.assign_add(1)
         self.loss_tracker.update_state(loss)
         return {"loss": self.loss_tracker.result()}
@@ -202,11 +203,12 @@ class DualEncoder(keras.Model):
         )
         encodings = self.encode_rows(rows, training=training)
         logits = beta * tf.matmul(queries, encodings, transpose_b=True)
-        known = tf.reduce_any(rows[None, :, None] == positives[:, None, :], axis=2)
-        each = losses.sampled_softmax(
-            logits, tf.range(batch), tf.stop_gradient(log_expected), known
-        )
-        weights = tf.cast(positives[:, 0] >= 0, tf.float32)
+        masked = tf.reduce_any(rows[None, :, None] == positives[:, None, :], axis=2)
+        # A query without a positive has put nothing among the candidates but a placeholder.
+        valid = tf.reduce_any(positives >= 0, axis=1)
+        masked |= tf.pad(~valid, [[0, tf.size(mined)]])
+        each = losses.sampled_softmax(logits, tf.range(batch), tf.stop_gradient(log_expected), masked)
+        weights = tf.cast(valid, tf.float32)
         if sample_weight is not None:
             weights *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
         loss = tf.math.divide_no_nan(tf.reduce_sum(each * weights), tf.reduce_sum(weights))
@@ -216,14 +218,18 @@ class DualEncoder(keras.Model):
         """Picks one of each query's positives at random: int32 [queries]."""
         if positives.shape[1] == 1:
             return tf.maximum(positives[:, 0], 0)
-        number = tf.reduce_sum(tf.cast(positives >= 0, tf.float32), axis=1)
         seed = tf.stack([tf.constant(self.seed + 2), self.step])
-        uniform = tf.random.stateless_uniform(tf.shape(number), seed, alg="philox")
-        pick = tf.minimum(tf.cast(uniform * number, tf.int32), tf.cast(number, tf.int32) - 1)
-        return tf.maximum(tf.gather(positives, tf.maximum(pick, 0), batch_dims=1), 0)
+        lot = tf.random.stateless_uniform(tf.shape(positives), seed, alg="philox")
+        pick = tf.argmax(tf.where(positives >= 0, lot, -1.0), axis=1)
+        return tf.maximum(tf.gather(positives, pick, batch_dims=1), 0)
 
     def _rows(self, y):
         """y as int32 rows [batch, positives]."""
+        if y is None:
+            raise ValueError(
+                "Training data is (x, y) or (x, y, sample_weight), y the rows of the positives. "
+                "Received: no y"
+            )
         y = tf.convert_to_tensor(y)
         if y.dtype == tf.string:
             if _jit_compiled(self):
@@ -248,15 +254,23 @@ class DualEncoder(keras.Model):
     # Serving.
 
     def export_retrieval(
-        self, path, k=100, preprocess=None, query_spec=None, target_spec=None, replace=False
+        self,
+        path,
+        k=100,
+        preprocess_query=None,
+        preprocess_target=None,
+        query_spec=None,
+        target_spec=None,
+        replace=False,
     ):
         """Writes a SavedModel that answers queries: encodes all targets once more and packs them in.
 
         Args:
             path: folder to write; must not exist unless `replace`.
             k: int, how many targets `retrieve` returns.
-            preprocess: function from raw features to what the towers take, of TensorFlow ops, to be
-                exported with them; default none.
+            preprocess_query, preprocess_target: functions of TensorFlow ops from raw features to what
+                the towers take, exported with them; default none. One that holds variables or tables
+                must be a `tf.Module` or a Keras layer.
             query_spec, target_spec: `tf.TensorSpec`, or a dict of them, of what the export takes;
                 default: the inputs of the towers.
             replace: bool, whether to replace an export that is there.
@@ -267,19 +281,28 @@ class DualEncoder(keras.Model):
         Raises:
             ValueError: an argument is not as described; nothing is written.
         """
-        from tf_dynidx.serving import export_retrieval
+        files.check_writable_target(path, "directory", replace=replace)
 
-        prepared = preprocess if preprocess is not None else lambda features: features
+        def encode_query(query):
+            query = preprocess_query(query) if preprocess_query else query
+            return self.encode_queries(query)
+
+        def encode_target(target):
+            target = preprocess_target(target) if preprocess_target else target
+            return self.encode_targets(target)
+
+        trackable = tf.Module | keras.layers.Layer
+        holders = (self.query_tower, self.target_tower, preprocess_query, preprocess_target)
         return export_retrieval(
             path,
-            encode_query=lambda features: self.encode_queries(prepared(features)),
+            encode_query=encode_query,
             query_spec=_input_spec(self.query_tower) if query_spec is None else query_spec,
-            encode_target=lambda features: self.encode_targets(prepared(features)),
+            encode_target=encode_target,
             target_spec=_input_spec(self.target_tower) if target_spec is None else target_spec,
             embeddings=self.encode_corpus(),
             identifiers=self.corpus.identifiers,
             k=k,
-            trackables=(self.query_tower, self.target_tower),
+            trackables=[holder for holder in holders if isinstance(holder, trackable)],
             replace=replace,
         )
 

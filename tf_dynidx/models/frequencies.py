@@ -17,6 +17,6 @@ class PositiveFrequencies(tf.Module):
         return tf.math.log(tf.gather(self.counts, rows) + 1.0) - tf.math.log(self.total + imagined)
 
     def observe(self, rows, weights):
-        """Counts the positives of a batch: int32 [rows], float32 [rows] (0 for one to be ignored)."""
+        """Counts the positives of a batch: int32 [rows], float32 [rows], 0 for an example without."""
         self.counts.scatter_nd_add(rows[:, None], weights)
-        self.total.assign_add(tf.reduce_sum(weights))
+        self.total.assign_add(tf.cast(tf.size(weights), tf.float32))

@@ -43,7 +43,8 @@ def categorical(log_weights, num_draws, seed):
     # side="right" skips entries of weight 0; a point rounded up to the total itself would fall
     # behind the last entry, so it is held just below.
     points = tf.minimum(points, total * (1.0 - 1e-6))
-    return tf.minimum(_entries_up_to(cumulative, points), tf.shape(log_weights)[1] - 1)
+    entries = tf.minimum(_entries_up_to(cumulative, points), tf.shape(log_weights)[1] - 1)
+    return tf.where(total > 0.0, entries, 0)
 
 
 def _entries_up_to(cumulative, points):

@@ -137,15 +137,12 @@ def _checked_identifiers(identifiers, targets: int) -> tf.Tensor:
     try:
         tensor = tf.convert_to_tensor(identifiers)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"identifiers are all strings or all integers. Received: {error}"
-        ) from error
+        raise ValueError(f"identifiers are all strings or all integers. Received: {error}") from error
     if tensor.dtype != tf.string:
         # What is above int64 would silently become another, negative, identifier.
         if not tensor.dtype.is_integer or tensor.dtype == tf.uint64:
             raise ValueError(
-                "identifiers are strings, or integers that fit int64. "
-                f"Received: {tensor.dtype.name}."
+                f"identifiers are strings, or integers that fit int64. Received: {tensor.dtype.name}."
             )
         tensor = tf.cast(tensor, tf.int64)
     if tensor.shape != [targets]:
@@ -159,8 +156,7 @@ def _checked_identifiers(identifiers, targets: int) -> tf.Tensor:
         for row, value in enumerate(values):
             if row_of.setdefault(value, row) != row:
                 raise ValueError(
-                    "identifiers do not repeat. "
-                    f"Received: {value!r} in rows {row_of[value]} and {row}."
+                    f"identifiers do not repeat. Received: {value!r} in rows {row_of[value]} and {row}."
                 )
     return tensor
 

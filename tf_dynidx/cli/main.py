@@ -1,0 +1,202 @@
+"""The command `tf-dynidx`: train, search, demo."""
+
+import argparse
+import os
+import sys
+
+from tf_dynidx.cli.data import DataError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0 done, 1 refused or failed, 130 stopped."""
+    # TensorFlow narrates its start-up on standard error unless told otherwise before it is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (DataError, ValueError, OSError) as error:
+        print(f"tf-dynidx {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"tf-dynidx {options.command}: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tf-dynidx",
+        description="Train two-tower retrieval models with dynamically mined negatives.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_train(commands)
+    _add_search(commands)
+    return parser
+
+
+def _add_demo(commands):
+    demo = commands.add_parser(
+        "demo",
+        help="train on the docstrings of the installed packages, in minutes, with no network",
+        description="Trains a search over the code that is installed, once with in-batch and once "
+        "with mined negatives for the same time, compares the two, exports the better one and asks "
+        "it five questions. Ctrl-C keeps what has been trained.",
+    )
+    demo.add_argument(
+        "--seconds", type=_positive_number, default=150.0, help="training time of each (default 150)"
+    )
+    demo.add_argument(
+        "--output",
+        default="tf-dynidx-demo",
+        metavar="DIR",
+        help="folder for plot, reports and export (default tf-dynidx-demo)",
+    )
+    demo.add_argument("--seed", type=_seed, default=0, help="default 0")
+    demo.set_defaults(run=_run_demo)
+
+
+def _add_train(commands):
+    train = commands.add_parser(
+        "train",
+        help="train a model on your own pairs",
+        description="Trains a two-tower model on JSON lines (gzipped or not) and measures it on test "
+        'queries against all targets. A line of TARGETS is {"id": str, "text": str}; a line of TRAIN '
+        'or TEST is {"query": str, "target": id} or {"query": str, "targets": [id, ...]}. Ctrl-C ends '
+        "the training early; what has been trained is measured and written.",
+    )
+    train.add_argument("--targets", required=True, metavar="FILE", help="all targets")
+    train.add_argument("--train", required=True, metavar="FILE", help="training pairs")
+    train.add_argument("--test", required=True, metavar="FILE", help="test pairs")
+    train.add_argument(
+        "--encoder",
+        choices=["text", "id"],
+        default="text",
+        help="text: towers over hashed word pieces; id: an embedding for each query and each target, "
+        "and a query's training positives are left out of its ranking (default text)",
+    )
+    train.add_argument(
+        "--miner",
+        choices=["tree", "in-batch", "uniform", "exact"],
+        default="tree",
+        help="where negatives come from (default tree)",
+    )
+    budget = train.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=_positive_int, metavar="N", help="default: ten epochs")
+    budget.add_argument(
+        "--seconds", type=_positive_number, metavar="S", help="training time, evaluation apart"
+    )
+    train.add_argument("--batch", type=_positive_int, default=512, help="queries a step (default 512)")
+    train.add_argument(
+        "--negatives",
+        type=_positive_int,
+        default=2,
+        help="mined negatives a query, shared by the batch (default 2)",
+    )
+    train.add_argument("--dim", type=_positive_int, default=64, help="default 64")
+    train.add_argument("--temperature", type=_positive_number, default=0.05, help="default 0.05")
+    train.add_argument("--seed", type=_seed, default=0, help="default 0")
+    train.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
+    train.add_argument("--export", metavar="DIR", help="write a SavedModel here")
+    train.set_defaults(run=_run_train)
+
+
+def _add_search(commands):
+    search = commands.add_parser(
+        "search",
+        help="ask an exported model",
+        description="Answers a query from an export of `tf-dynidx train` or `tf-dynidx demo`.",
+    )
+    search.add_argument("export", metavar="DIR", help="folder of the export")
+    search.add_argument("query", nargs="+", help="one query or more, each in quotes")
+    search.add_argument("-k", type=_positive_int, default=10, help="results a query (default 10)")
+    search.set_defaults(run=_run_search)
+
+
+# TensorFlow takes seconds to import; what needs it is imported when it is run, so that --help and
+# a bad argument answer at once.
+
+
+def _run_demo(options) -> int:
+    from tf_dynidx.cli.demo import demo
+
+    return demo(options.output, options.seconds, options.seed)
+
+
+def _run_train(options) -> int:
+    from tf_dynidx import files
+    from tf_dynidx.cli.data import read_pairs, read_targets
+
+    # What would be refused in the end is refused before any work.
+    if options.report:
+        files.check_writable_target(options.report, "file")
+    if options.export:
+        files.check_writable_target(options.export, "directory")
+    targets = read_targets(options.targets)
+    pairs, test = read_pairs(options.train, targets), read_pairs(options.test, targets)
+    if options.miner != "in-batch" and options.negatives > len(targets.identifiers):
+        raise DataError(
+            f"{options.targets}: fewer targets than negatives. Received: "
+            f"{len(targets.identifiers)} targets, --negatives {options.negatives}. Ask for fewer."
+        )
+
+    from tf_dynidx.cli.training import Settings, train
+
+    names = ("encoder", "miner", "steps", "seconds", "batch", "negatives", "dim", "temperature", "seed")
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    trained = train(targets, pairs, test, settings)
+    report = trained.report
+    if trained.interrupted:
+        print("stopped early; what has been trained is kept", file=sys.stderr)
+    print(f"{report['miner']}: {report['steps']} steps, {report['seconds']:.1f} s")
+    for name, value in report["metrics"].items():
+        print(f"  {name:<11} {value:.4f}")
+    if options.report:
+        files.write_json(options.report, report)
+        print(f"report: {options.report}")
+    if options.export:
+        trained.export(options.export)
+        print(f'export: {options.export}   ask it: tf-dynidx search {options.export} "a query"')
+    return 0
+
+
+def _run_search(options) -> int:
+    from tf_dynidx.cli.search import print_results, search
+
+    print_results(options.query, search(options.export, options.query, options.k))
+    return 0
+
+
+def _positive_int(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1. Received: {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from 0 to {2**31 - 1}. Received: {text}"
+        )
+    return value
+
+
+def _positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive and finite. Received: {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
