@@ -112,7 +112,7 @@ def text_towers(
         vocabulary, max_pieces: As for the tokenizer.
         width: Size of a piece's embedding.
         hidden: Units of the perceptron.
-        dropout: Share of the hidden units left out of a training step.
+        dropout: Share of a query's normalised mean that is left out in training.
         seed: Of the initial weights, not negative.
 
     Returns:
@@ -126,16 +126,17 @@ def text_towers(
         initializer = keras.initializers.GlorotUniform(seed=next(seeds))
         return keras.layers.Dense(units, kernel_initializer=initializer, **kwargs)
 
-    def tower(name):
+    def tower(name, dropout):
         pieces = keras.Input([max_pieces], dtype="int32")
         mean = keras.layers.LayerNormalization()(table(pieces))
-        inner = dense(hidden, activation="gelu")(mean)
         if dropout:
-            inner = keras.layers.Dropout(dropout, seed=next(seeds))(inner)
+            mean = keras.layers.Dropout(dropout, seed=next(seeds))(mean)
+        inner = dense(hidden, activation="gelu")(mean)
         encoding = keras.layers.add([dense(dim)(inner), dense(dim, use_bias=False)(mean)])
         return keras.Model(pieces, keras.layers.UnitNormalization()(encoding), name=name)
 
-    return tower("query_tower"), tower("target_tower")
+    # Queries only: what a step makes of targets then serves the index as it is, with no second pass.
+    return tower("query_tower", dropout), tower("target_tower", 0.0)
 
 
 def id_towers(

@@ -116,7 +116,22 @@ def _add_search(commands):
 # a bad argument answer at once.
 
 
+def _import_tensorflow():
+    """Imports TensorFlow without the lines that it writes before its own log level takes effect."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(silent, 2)
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silent)
+
+
 def _run_demo(options) -> int:
+    _import_tensorflow()
     from tf_dynidx.cli.demo import demo
 
     return demo(options.output, options.seconds, options.seed)
@@ -139,6 +154,7 @@ def _run_train(options) -> int:
             f"{len(targets.identifiers)} targets, --negatives {options.negatives}. Ask for fewer."
         )
 
+    _import_tensorflow()
     from tf_dynidx.cli.training import Settings, train
 
     names = ("encoder", "miner", "steps", "seconds", "batch", "negatives", "dim", "temperature", "seed")
@@ -160,6 +176,7 @@ def _run_train(options) -> int:
 
 
 def _run_search(options) -> int:
+    _import_tensorflow()
     from tf_dynidx.cli.search import print_results, search
 
     print_results(options.query, search(options.export, options.query, options.k))

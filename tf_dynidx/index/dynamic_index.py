@@ -239,6 +239,7 @@ class DynamicIndex(tf.Module):
         """
         queries = checks.vectors("queries", queries, self.dim)
         num_samples = checks.positive_int("num_samples", num_samples)
+        beta = checks.beta(beta)
         size = self._must_not_be_empty()
         if num_samples > size:
             raise ValueError(
@@ -254,7 +255,7 @@ class DynamicIndex(tf.Module):
                 f"Received: shape {tuple(exclude.shape)} for {queries.shape[0]} queries"
             )
         seed = self.next_seed() if seed is None else tf.cast(seed, tf.int32)
-        sample = self._sample(queries, checks.beta(beta), exclude, seed, num_samples)
+        sample = self._sample(queries, beta, exclude, seed, num_samples)
         found = tf.math.is_finite(sample.log_partition)[:, None]
         return sample._replace(
             ids=tf.where(found, sample.ids, NEVER),

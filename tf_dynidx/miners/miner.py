@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tf_dynidx.index import checks
+from tf_dynidx.ops.membership import is_among
 
 
 class Miner(tf.Module):
@@ -111,5 +112,4 @@ class Miner(tf.Module):
 
 def without_positives(log_prob, rows, positives):
     """-inf where a row is a known positive of the query: float32 [queries, rows]."""
-    known = tf.reduce_any(rows[None, :, None] == positives[:, None, :], axis=2)
-    return tf.where(known, -float("inf"), log_prob)
+    return tf.where(is_among(rows[None], positives), -float("inf"), log_prob)

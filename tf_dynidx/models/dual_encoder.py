@@ -9,6 +9,7 @@ from tf_dynidx.corpus import TargetCorpus
 from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.miners import Miner, Tree
 from tf_dynidx.models.frequencies import PositiveFrequencies
+from tf_dynidx.ops.membership import is_among
 from tf_dynidx.serving import export_retrieval
 
 _ENCODE_BATCH = 4096  # targets encoded together where all of them are
@@ -171,8 +172,8 @@ class DualEncoder(keras.Model):
         if _tells_training_apart(self.target_tower):
             encodings = self.encode_rows(rows)
         self.miner.observe(rows, tf.stop_gradient(encodings))
-        batch = tf.shape(positives)[0]
-        self.frequencies.observe(rows[:batch], tf.cast(tf.reduce_any(positives >= 0, axis=1), tf.float32))
+        valid = tf.reduce_any(positives >= 0, axis=1)
+        self.frequencies.observe(rows[: tf.size(valid)], tf.cast(valid, tf.float32))
         self.step.assign_add(1)
         self.loss_tracker.update_state(loss)
         return {"loss": self.loss_tracker.result()}
@@ -203,7 +204,7 @@ class DualEncoder(keras.Model):
         )
         encodings = self.encode_rows(rows, training=training)
         logits = beta * tf.matmul(queries, encodings, transpose_b=True)
-        masked = tf.reduce_any(rows[None, :, None] == positives[:, None, :], axis=2)
+        masked = is_among(rows[None], positives)
         # A query without a positive has put nothing among the candidates but a placeholder.
         valid = tf.reduce_any(positives >= 0, axis=1)
         masked |= tf.pad(~valid, [[0, tf.size(mined)]])
@@ -324,14 +325,15 @@ def _input_spec(tower):
 
 
 def _tells_training_apart(tower):
-    """Whether any layer of a tower may act differently in training: dropout, normalisation, custom.
-
-    Containers pass `training` on and do nothing with it themselves.
-    """
-    containers = (keras.Sequential, type(keras.Model(*[keras.Input([1])] * 2)))
+    """Whether any layer of a tower may act differently in training: dropout, normalisation, custom."""
+    layers = keras.layers
+    # Containers pass `training` on and do nothing with it themselves; dense layers of Keras 3 use it
+    # for their quantisation only.
+    functional = type(keras.Model(*[keras.Input([1])] * 2))
+    indifferent = (keras.Sequential, functional, layers.InputLayer, layers.Dense, layers.EinsumDense)
     attribute = "_call_has_training_arg" if IS_KERAS_3 else "_expects_training_arg"
     return any(
-        getattr(layer, attribute, True) and type(layer) not in containers
+        getattr(layer, attribute, True) and type(layer) not in indifferent
         for layer in tower._flatten_layers()
     )
 

@@ -5,6 +5,18 @@ import math
 import tensorflow as tf
 
 
+def uniforms(shape, seed):
+    """Independent uniform numbers on [0, 1): float32 of `shape`, a list or an int32 tensor.
+
+    The same with XLA and without it, as long as the seed is. Of `tf.random.stateless_uniform` only
+    the bits are, not the floats that it makes of them (tensorflow issue 117644).
+    """
+    bits = tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
+    return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2.0**-24
+
+
 def stratified_uniforms(rows, num_draws, seed):
     """One uniform number in each of `num_draws` equal parts of [0, 1), for every row.
 
@@ -19,8 +31,9 @@ def stratified_uniforms(rows, num_draws, seed):
     Returns:
         float32 [rows, num_draws], ascending along the last axis.
     """
-    jitter = tf.random.stateless_uniform([rows, num_draws], seed, alg="philox")
-    return (tf.range(num_draws, dtype=tf.float32) + jitter) / float(num_draws)
+    return (tf.range(num_draws, dtype=tf.float32) + uniforms([rows, num_draws], seed)) / float(
+        num_draws
+    )
 
 
 def categorical(log_weights, num_draws, seed):

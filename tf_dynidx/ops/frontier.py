@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_dynidx.ops import draws, masses
 from tf_dynidx.ops.leaves import NEVER, gather_places
+from tf_dynidx.ops.membership import is_among
 
 
 class Frontier(NamedTuple):
@@ -69,11 +70,11 @@ def open_leaves(leaves, queries, beta, width, exclude):
     # Leaf by leaf a block of memory: one contiguous copy each, which is what gathers cost.
     block = tf.cast(tf.gather(leaves.rows, opened), tf.float32)  # [queries, width, leaf_size, dim]
     dots = tf.einsum("qd,qwsd->qws", queries, block)
-    ids = tf.gather(leaves.ids, opened)
-    absent = (ids == NEVER) | _is_in(ids, exclude[:, None, :])
-    scores = tf.where(absent, -float("inf"), beta * dots)
     size = leaves.ids.shape[1] * width
-    return Frontier(opened, tf.reshape(scores, [-1, size]), tf.reshape(ids, [-1, size]), rest)
+    ids = tf.reshape(tf.gather(leaves.ids, opened), [-1, size])
+    absent = (ids == NEVER) | is_among(ids, exclude)
+    scores = tf.where(absent, -float("inf"), beta * tf.reshape(dots, [-1, size]))
+    return Frontier(opened, scores, ids, rest)
 
 
 def pool(leaves, frontier, queries, beta, proposals, exclude, seed):
@@ -82,7 +83,7 @@ def pool(leaves, frontier, queries, beta, proposals, exclude, seed):
     A proposal is a leaf drawn by its estimated mass and a uniform member of it, so its probability
     is q = mass(c) / (R n_c) with R the sum of the masses; scored on the row table it weighs
     exp(beta q.y) / (q * proposals). (Importance sampling: the correction that the Metropolis-Hastings
-    chain of Monath et al. 2023, section 3.2, applies one step after the other.)
+    chain of Monath et al. 2023 applies one step after the other.)
 
     Args:
         leaves, queries, beta, exclude: as for `open_leaves`.
@@ -96,7 +97,7 @@ def pool(leaves, frontier, queries, beta, proposals, exclude, seed):
     seeds = tf.random.split(seed, 2, alg="philox")
     leaf = draws.categorical(frontier.rest, proposals, seeds[0])
     count = tf.gather(leaves.counts, leaf)
-    uniform = tf.random.stateless_uniform(tf.shape(leaf), seeds[1], alg="philox")
+    uniform = draws.uniforms(tf.shape(leaf), seeds[1])
     slot = tf.minimum(tf.cast(uniform * tf.cast(count, tf.float32), tf.int32), count - 1)
     place = tf.stack([leaf, tf.maximum(slot, 0)], axis=-1)
     vectors = tf.cast(gather_places(leaves.rows, place), tf.float32)  # [queries, proposals, dim]
@@ -108,15 +109,10 @@ def pool(leaves, frontier, queries, beta, proposals, exclude, seed):
         - tf.math.log(tf.cast(count, tf.float32))
     )
     # Where nothing is left unopened, the draws are of mass 0 and count as absent.
-    absent = (ids == NEVER) | _is_in(ids, exclude) | ~tf.math.is_finite(log_q)
+    absent = (ids == NEVER) | is_among(ids, exclude) | ~tf.math.is_finite(log_q)
     log_weights = tf.where(absent, -float("inf"), scores - log_q - tf.math.log(float(proposals)))
     return Pool(
         tf.concat([frontier.ids, ids], axis=1),
         tf.concat([frontier.scores, tf.where(absent, -float("inf"), scores)], axis=1),
         tf.concat([frontier.scores, log_weights], axis=1),
     )
-
-
-def _is_in(ids, exclude):
-    """Whether each id is among the excluded: bool, the shape of `ids`."""
-    return tf.reduce_any(ids[..., None] == exclude[..., None, :], axis=-1)

@@ -1,6 +1,6 @@
 """Change regression: what a few re-encoded landmarks say about how every other encoding has moved.
 
-Monath et al. 2023, section 4, carries gradient updates over to all targets by a Nystroem low-rank
+Monath et al. 2023 carry gradient updates over to all targets by a Nystroem low-rank
 regression. Here the *change* of the encodings is regressed on the encodings, g <- g + phi(g) A, so
 that an encoder that did not move leaves every row as it is, exactly. With the linear kernel
 phi(g) = [g, 1] and A is a small matrix of its own: applying it costs no pass over the landmarks.

@@ -1,0 +1,706 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import reference
+from tf_dynidx import DualEncoder, TargetCorpus, losses
+from tf_dynidx.keras_world import IS_KERAS_3, keras
+from tf_dynidx.miners import Exact, InBatch, Tree, Uniform
+
+TARGETS, WIDTH, DIM, BATCH = 240, 12, 8, 40
+TEMPERATURE = 0.1
+
+rng = np.random.default_rng(0)
+TARGET_FEATURES = rng.normal(size=[TARGETS, WIDTH]).astype(np.float32)
+# A query is a rotated and noisy look at its target: nothing that an untrained model knows.
+ROTATION = np.linalg.qr(rng.normal(size=[WIDTH, WIDTH]))[0]
+POSITIVES = np.repeat(np.arange(TARGETS, dtype=np.int32), 2)
+QUERY_FEATURES = TARGET_FEATURES[POSITIVES] @ ROTATION + 0.3 * rng.normal(size=[2 * TARGETS, WIDTH])
+QUERY_FEATURES = QUERY_FEATURES.astype(np.float32)
+NAMES = np.array([f"target {row}" for row in range(TARGETS)])
+
+
+class Tower(keras.Model):
+    """A subclassed tower that counts how often its call is traced."""
+
+    def __init__(self, dropout=0.0, normalise=False):
+        super().__init__()
+        self.inner = keras.layers.Dense(16, activation="tanh")
+        self.extra = [keras.layers.Dropout(dropout)] if dropout else []
+        self.extra += [keras.layers.BatchNormalization()] if normalise else []
+        self.outer = keras.layers.Dense(DIM)
+        self.traces = 0
+
+    def call(self, features, training=False):
+        self.traces += 1
+        inner = self.inner(features)
+        for layer in self.extra:
+            inner = layer(inner, training=training)
+        return tf.math.l2_normalize(self.outer(inner), axis=1)
+
+
+def functional_tower(dropout=0.0):
+    features = keras.Input([WIDTH])
+    inner = keras.layers.Dense(16, activation="tanh")(features)
+    if dropout:
+        inner = keras.layers.Dropout(dropout)(inner)
+    return keras.Model(features, keras.layers.UnitNormalization()(keras.layers.Dense(DIM)(inner)))
+
+
+def make(miner=None, towers=None, seed=0, identifiers=None, **compiled):
+    """A compiled model, the same for the same seed."""
+    keras.utils.set_random_seed(seed)
+    query, target = towers() if towers else (functional_tower(), functional_tower())
+    corpus = TargetCorpus(TARGET_FEATURES, identifiers)
+    model = DualEncoder(query, target, corpus, miner or InBatch(), TEMPERATURE)
+    compiled = {"optimizer": keras.optimizers.Adam(0.02), "jit_compile": False} | compiled
+    model.compile(**compiled)
+    return model
+
+
+def batches(y=POSITIVES, batch=BATCH, x=QUERY_FEATURES):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
+
+
+def recall(model, k=5):
+    """Share of queries whose positive is among the best k, by brute force with the towers."""
+    queries = model.query_tower(QUERY_FEATURES, training=False).numpy()
+    targets = model.target_tower(TARGET_FEATURES, training=False).numpy()
+    _, best = reference.top_k(queries @ targets.T, k)
+    return np.mean(np.any(best == POSITIVES[:, None], axis=1))
+
+
+def weights(model):
+    return [np.array(w) for t in (model.query_tower, model.target_tower) for w in t.get_weights()]
+
+
+def assert_same(first, second, **kwargs):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, **{"rtol": 1e-4, "atol": 1e-5} | kwargs)
+
+
+# fit, with every miner, compiled by XLA and not
+
+MINERS = {
+    "tree": lambda: Tree(num_negatives=2, refresh_every=4),
+    "exact": lambda: Exact(num_negatives=2),
+    "uniform": lambda: Uniform(num_negatives=2),
+    "in-batch": InBatch,
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(name, jit) for name in MINERS for jit in (False, True)],
+    ids=lambda param: f"{param[0]}-{'xla' if param[1] else 'no xla'}",
+)
+def run(request):
+    """A model before and after training: what it was told and what came of it."""
+    name, jit_compile = request.param
+    model = make(MINERS[name](), towers=lambda: (Tower(), Tower()), jit_compile=jit_compile)
+    traces = []
+
+    class CountTraces(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            traces.append(model.target_tower.traces)
+
+    model.encode_corpus()
+    model.encode_queries(QUERY_FEATURES[:1])
+    before = recall(model)
+    first = model.evaluate(batches(), verbose=0)
+    history = model.fit(batches(), epochs=6, verbose=0, callbacks=[CountTraces()]).history["loss"]
+    return {
+        "model": model,
+        "name": name,
+        "recall": (before, recall(model)),
+        "evaluated": (first, model.evaluate(batches(), verbose=0)),
+        "history": history,
+        "traces": traces,
+    }
+
+
+def test_fit_lowers_the_loss(run):
+    assert run["history"][-1] < 0.7 * run["history"][0]
+    assert np.isfinite(run["history"]).all()
+
+
+def test_fit_ranks_the_corpus_better(run):
+    before, after = run["recall"]
+    assert before < 0.15
+    assert after > before + 0.3
+
+
+def test_evaluate_tells_the_progress(run):
+    first, last = run["evaluated"]
+    assert last < 0.7 * first
+
+
+def test_nothing_is_traced_after_the_second_step(run):
+    assert len(run["traces"]) == 6 * len(POSITIVES) // BATCH
+    assert len(set(run["traces"][1:])) == 1
+
+
+def test_predict_encodes_queries(run):
+    model = run["model"]
+    expected = model.query_tower(QUERY_FEATURES, training=False)
+    np.testing.assert_allclose(
+        model.predict(QUERY_FEATURES, batch_size=100, verbose=0), expected, atol=1e-5
+    )
+
+
+def test_all_targets_are_encoded_as_often_as_the_miner_says(run):
+    steps = 6 * len(POSITIVES) // BATCH + 2 * len(POSITIVES) // BATCH  # evaluate mines too
+    expected = {"tree": 1, "exact": steps, "uniform": 0, "in-batch": 0}
+    assert int(run["model"].miner.full_encodes) == expected[run["name"]]
+
+
+# The estimate: what the loss and its gradient are, on average over draws
+
+
+def uncorrected(log_prob, draws, log_frequency, batch):
+    return tf.zeros_like(log_frequency)
+
+
+def mined_only(log_prob, draws, log_frequency, batch):
+    """As if the positives of the other queries were no candidates."""
+    return right_counts(log_prob, draws, tf.fill(tf.shape(log_frequency), -float("inf")), batch)
+
+
+right_counts = losses.log_expected_counts
+
+
+@pytest.mark.parametrize(
+    "name, wrong", [("tree", uncorrected), ("exact", uncorrected), ("uniform", mined_only)]
+)
+def test_gradient_averages_to_that_of_the_full_softmax(name, wrong, monkeypatch):
+    """On N = 1,000 targets, by enumeration; towers are tables, so gradients are those of encodings."""
+    targets, queries, batch, negatives, draws = 1000, 64, 32, 16, 200
+    beta = 5.0 if name == "uniform" else 10.0
+    generator = np.random.default_rng(5)
+
+    def table(number):
+        encodings = generator.normal(size=[number, DIM])
+        encodings /= np.linalg.norm(encodings, axis=1, keepdims=True)
+        ids = keras.Input([], dtype="int32")
+        layer = keras.layers.Embedding(number, DIM)
+        tower = keras.Model(ids, layer(ids))
+        layer.set_weights([encodings])
+        return tower, encodings
+
+    (query_tower, query_table), (target_tower, target_table) = table(queries), table(targets)
+    positives = generator.integers(8, size=queries)  # popular ones
+    miner = {"tree": Tree, "exact": Exact, "uniform": Uniform}[name](num_negatives=negatives)
+    corpus = TargetCorpus(np.arange(targets, dtype=np.int32))
+    model = DualEncoder(query_tower, target_tower, corpus, miner, temperature=1.0 / beta)
+    model.prepare_miner()
+    # As if a very long training had counted the positives.
+    model.frequencies.counts.assign(1e7 * np.bincount(positives, minlength=targets) / queries)
+    model.frequencies.total.assign(1e7)
+    variables = [query_tower.trainable_variables[0], target_tower.trainable_variables[0]]
+    variables = [v.value if IS_KERAS_3 else v for v in variables]
+
+    def mined_gradient(x, y):
+        with tf.GradientTape() as tape:
+            loss = model.mined_loss(x, y)
+        return [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
+
+    def full_gradient(x):
+        of_queries, of_rows = reference.full_softmax_gradient(
+            query_table[x], target_table, beta, positives[x]
+        )
+        scattered = np.zeros_like(query_table)
+        np.add.at(scattered, x, of_queries)
+        return scattered, of_rows
+
+    def bias_and_noise():
+        """Of the average gradient over batches, as shares of the full softmax's, for each tower."""
+        order = np.random.default_rng(6)
+        rounds = [order.integers(queries, size=batch) for _ in range(draws)]
+        traced = tf.function(mined_gradient)
+        mined = [traced(tf.constant(x), tf.constant(positives[x])) for x in rounds]
+        truth = [full_gradient(x) for x in rounds]
+        result = []
+        for tower in (0, 1):
+            full = np.array([gradient[tower] for gradient in truth])
+            error = np.array([gradient[tower].numpy() for gradient in mined]) - full
+            noise = error.var(axis=0).sum() / draws
+            # The squared error of an average is squared bias plus noise.
+            bias = max(np.sum(error.mean(axis=0) ** 2) - noise, 0.0)
+            result.append(np.sqrt([bias, noise] / np.sum(full.mean(axis=0) ** 2)))
+        return result
+
+    right = bias_and_noise()
+    monkeypatch.setattr(losses, "log_expected_counts", wrong)
+    for (bias, noise), (wrong_bias, _) in zip(right, bias_and_noise(), strict=True):
+        assert noise < 0.03
+        assert bias < 0.012
+        assert wrong_bias > 0.024
+
+
+def test_in_batch_loss_is_that_of_the_reference():
+    model = make(InBatch())
+    model.fit(batches(), epochs=1, verbose=0)  # so that frequencies are those of this data
+    x, y = QUERY_FEATURES[:10], POSITIVES[[0, 0, 2, 5, 5, 9, 11, 12, 13, 14]]
+    queries, rows = model.query_tower(x).numpy(), model.target_tower(TARGET_FEATURES[y]).numpy()
+    # Every target was the positive of two examples, and one more is imagined.
+    log_expected = np.full(10, np.log(9 * 3 / (2 * TARGETS + TARGETS)))
+    expected = reference.sampled_softmax(
+        queries @ rows.T / TEMPERATURE, np.arange(10), log_expected, y[:, None] == y[None, :]
+    )
+    assert model.mined_loss(x, y).numpy() == pytest.approx(expected.mean(), rel=1e-4)
+    sample_weight = np.arange(10, dtype=np.float32)
+    weighted = model.mined_loss(x, y, sample_weight=sample_weight).numpy()
+    assert weighted == pytest.approx(np.average(expected, weights=sample_weight), rel=1e-4)
+
+
+# What y may be
+
+
+def test_rows_padded_rows_and_identifiers_are_the_same():
+    model = make(Uniform(), identifiers=NAMES)
+    model.prepare_miner()
+    x, y = QUERY_FEATURES[:6], POSITIVES[3:9]
+    forms = {
+        "rows": y,
+        "int64": y.astype(np.int64),
+        "column": y[:, None],
+        "padded": np.stack([y, np.full(6, -1), np.full(6, -1)], axis=1),
+        "padded in front": np.stack([np.full(6, -1), y], axis=1),
+        "identifiers": tf.constant(NAMES[y]),
+        "padded identifiers": tf.constant(np.stack([NAMES[y], [""] * 6], axis=1)),
+    }
+    computed = {}
+    for form, value in forms.items():
+        model.miner._calls.assign(0)  # the same draws each time
+        computed[form] = float(model.mined_loss(x, value))
+    assert computed == pytest.approx(dict.fromkeys(forms, computed["rows"]), rel=1e-5)
+
+
+def test_one_of_several_positives_is_trained_on_at_each_step_and_none_is_a_negative():
+    model = make(InBatch(), optimizer=keras.optimizers.SGD(0.0))
+    positives = np.array([[4, 7, 9, -1], [20, 21, -1, -1]], np.int32)
+    for _ in range(300):
+        model.train_on_batch(QUERY_FEATURES[:2], positives)
+    counts = model.frequencies.counts.numpy()
+    assert set(np.flatnonzero(counts)) == {4, 7, 9, 20, 21}
+    np.testing.assert_allclose(counts[[4, 7, 9]], 100, atol=30)
+    np.testing.assert_allclose(counts[[20, 21]], 150, atol=35)
+    # Two queries that know each other's positives have no negative at all.
+    both = np.array([[4, 7], [7, 4]], np.int32)
+    assert float(model.mined_loss(QUERY_FEATURES[:2], both)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_identifiers_train_where_the_step_is_not_compiled():
+    model = make(identifiers=NAMES)
+    again = make()
+    model.fit(batches(NAMES[POSITIVES]), verbose=0)
+    again.fit(batches(), verbose=0)
+    assert_same(weights(model), weights(again))
+
+
+def test_example_without_positive_has_no_influence():
+    """Neither on the loss of the others, nor as a candidate."""
+    y = np.array([5, 6, -1, -1], np.int32)
+    changed = QUERY_FEATURES[:4].copy()
+    changed[2:] *= -3.0
+
+    def gradients(x):
+        keras.utils.set_random_seed(0)
+        ids = keras.Input([], dtype="int32")
+        target_tower = keras.Model(ids, keras.layers.Embedding(TARGETS, DIM)(ids))
+        model = DualEncoder(
+            functional_tower(), target_tower, TargetCorpus(np.arange(TARGETS)), InBatch()
+        )
+        model.prepare_miner()
+        variables = [v.value if IS_KERAS_3 else v for v in target_tower.trainable_variables]
+        with tf.GradientTape() as tape:
+            loss = model.mined_loss(x, y)
+        return float(loss), tf.convert_to_tensor(tape.gradient(loss, variables)[0]).numpy()
+
+    loss, gradient = gradients(QUERY_FEATURES[:4])
+    assert loss > 0
+    assert set(np.flatnonzero(np.abs(gradient).sum(axis=1))) == {5, 6}
+    assert_same((loss, gradient), gradients(changed))
+
+
+def test_batch_without_any_positive_changes_nothing():
+    model = make(Uniform())
+    model.prepare_miner()
+    before = weights(model)
+    loss = model.train_on_batch(QUERY_FEATURES[:3], np.full([3, 2], -1, np.int32))
+    assert float(np.ravel(loss)[0]) == 0.0
+    assert_same(before, weights(model), atol=0, rtol=0)
+    assert model.frequencies.counts.numpy().sum() == 0
+
+
+def test_example_of_weight_zero_has_no_influence():
+    changed = QUERY_FEATURES[:8].copy()
+    changed[3] = 9.0
+    weight = np.ones(8, np.float32)
+    weight[3] = 0.0
+    results = []
+    for x in (QUERY_FEATURES[:8], changed):
+        model = make(Uniform())
+        model.train_on_batch(x, POSITIVES[:8], sample_weight=weight)
+        results.append(weights(model))
+    assert_same(*results)
+    model = make(Uniform())
+    model.train_on_batch(changed, POSITIVES[:8])
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(weights(model), results[0], strict=True))
+
+
+# What towers may be
+
+
+def test_features_may_be_dicts():
+    title, price = keras.Input([WIDTH], name="title"), keras.Input([1], name="price")
+    joined = keras.layers.Concatenate()([title, price])
+    target_tower = keras.Model({"title": title, "price": price}, keras.layers.Dense(DIM)(joined))
+    text = keras.Input([WIDTH], name="text")
+    query_tower = keras.Model({"text": text}, keras.layers.Dense(DIM)(text))
+    prices = np.zeros([TARGETS, 1], np.float32)
+    corpus = TargetCorpus({"title": TARGET_FEATURES, "price": prices})
+    model = DualEncoder(query_tower, target_tower, corpus, Uniform())
+    model.compile(optimizer="adam", jit_compile=False)
+    dataset = batches().map(lambda x, y: ({"text": x}, y))
+    history = model.fit(dataset, epochs=2, verbose=0).history["loss"]
+    assert history[1] < history[0]
+    assert model.predict(dataset, verbose=0).shape == (2 * TARGETS, DIM)
+
+
+def test_towers_may_share_layers_or_be_one():
+    shared = keras.layers.Dense(DIM)
+
+    def sharing():
+        towers = []
+        for _ in range(2):
+            features = keras.Input([WIDTH])
+            towers.append(keras.Model(features, shared(keras.layers.Dense(WIDTH)(features))))
+        return towers
+
+    for towers, distinct in ((sharing, 6), (lambda: [functional_tower()] * 2, 4)):
+        model = make(Uniform(), towers=towers)
+        assert len(model.trainable_variables) == distinct
+        history = model.fit(batches(), epochs=3, verbose=0).history["loss"]
+        assert history[-1] < history[0]
+
+
+def test_tower_need_not_take_training():
+    class Plain(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(DIM)
+
+        def call(self, features):
+            return self.dense(features)
+
+    model = make(Uniform(), towers=lambda: (Plain(), Plain()))
+    history = model.fit(batches(), epochs=2, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+
+
+@pytest.mark.parametrize("kind", ["kernel_regularizer", "activity_regularizer"])
+def test_regularisation_of_the_towers_is_trained_on(kind):
+    def towers():
+        made = []
+        for _ in range(2):
+            features = keras.Input([WIDTH])
+            layer = keras.layers.Dense(DIM, **{kind: keras.regularizers.L2(3.0)})
+            made.append(keras.Model(features, layer(features)))
+        return made
+
+    # Exact encodes all targets in inference mode too: that is not to be added.
+    model = make(Exact(), towers=towers, optimizer=keras.optimizers.SGD(1e-3))
+    twin = make(Exact(), towers=towers)
+    twin.prepare_miner()
+    x, y = QUERY_FEATURES[:8], POSITIVES[:8]
+    expected = weights(model)
+    variables = [v.value if IS_KERAS_3 else v for v in twin.trainable_variables]
+    with tf.GradientTape() as tape:
+        queries = twin.query_tower(x)
+        loss, rows, _ = twin._losses_and_candidates(x, tf.constant(y[:, None]), None, training=True)
+        if kind == "kernel_regularizer":
+            kernels = [v for v in variables if len(v.shape) == 2]
+            penalty = tf.add_n([3.0 * tf.reduce_sum(kernel**2) for kernel in kernels])
+        else:  # Keras divides by the batch
+            candidates = twin.target_tower(tf.gather(TARGET_FEATURES, rows))
+            penalty = 3.0 * tf.reduce_sum(queries**2) / 8
+            penalty += 3.0 * tf.reduce_sum(candidates**2) / float(len(rows))
+        total = loss + penalty
+    gradients = tape.gradient(total, variables)
+    model.train_on_batch(x, y)
+    expected = [w - 1e-3 * g for w, g in zip(expected, gradients, strict=True)]
+    assert_same(weights(model), expected)
+
+
+# Write-back
+
+
+def held(model, rows):
+    return model.miner.index.tree.read(tf.constant(rows)).numpy()
+
+
+def encoded(model, rows):
+    return model.target_tower(TARGET_FEATURES[rows], training=False).numpy()
+
+
+@pytest.mark.parametrize("towers", ["plain", "dropout", "batch normalisation"])
+def test_step_writes_inference_encodings_back(towers):
+    kinds = {
+        "plain": lambda: (functional_tower(), functional_tower()),
+        "dropout": lambda: (functional_tower(0.5), functional_tower(0.5)),
+        "batch normalisation": lambda: (Tower(normalise=True), Tower(normalise=True)),
+    }
+    model = make(Tree(refresh_every=1000), towers=kinds[towers], optimizer=keras.optimizers.SGD(0.5))
+    model.prepare_miner()
+    rows, others = POSITIVES[:20:2], np.arange(TARGETS)
+    before, stale = encoded(model, others), held(model, others)
+    np.testing.assert_allclose(before, stale, atol=1e-5)
+    model.train_on_batch(QUERY_FEATURES[:20:2], rows)
+    after = encoded(model, others)
+    assert np.abs(after - before).max() > 0.01
+    now = held(model, others)
+    # Encodings that the step made anyway are those of before its update; where training mode differs
+    # there is a second pass, and that is after it.
+    written = before if towers == "plain" else after
+    np.testing.assert_allclose(now[rows], written[rows], atol=1e-5)
+    touched = np.abs(now - stale).max(axis=1) > 1e-6
+    assert touched.sum() <= 3 * len(rows)  # positives and two negatives for each
+    np.testing.assert_allclose(now[touched], written[touched], atol=1e-5)
+
+
+def test_index_follows_training_without_another_full_encode():
+    model = make(Tree(refresh_every=2), optimizer=keras.optimizers.Adam(0.01))
+    model.prepare_miner()
+    start = held(model, np.arange(TARGETS))
+    model.fit(batches(), epochs=3, verbose=0)
+    fresh = encoded(model, np.arange(TARGETS))
+    drift = np.linalg.norm(start - fresh, axis=1).mean()
+    left = np.linalg.norm(held(model, np.arange(TARGETS)) - fresh, axis=1).mean()
+    assert drift > 0.3
+    assert left < 0.2 * drift
+    assert model.miner.full_encodes == 1
+
+
+# Ways to train
+
+
+def test_last_batch_may_be_smaller():
+    model = make(Tree(), jit_compile=False)
+    history = model.fit(batches(batch=400), epochs=2, verbose=0).history["loss"]  # 400 and 80
+    assert np.isfinite(history).all()
+    assert model.frequencies.counts.numpy().sum() == 2 * len(POSITIVES)
+
+
+def test_several_steps_per_execution_are_the_same_steps():
+    one = make(Uniform())
+    several = make(Uniform(), steps_per_execution=4)
+    one.fit(batches(), epochs=2, verbose=0)
+    several.fit(batches(), epochs=2, verbose=0)
+    assert_same(weights(one), weights(several))
+
+
+def test_arrays_train_like_a_dataset():
+    arrays, dataset = make(Uniform()), make(Uniform())
+    arrays.fit(QUERY_FEATURES, POSITIVES, batch_size=BATCH, shuffle=False, verbose=0)
+    dataset.fit(batches(), verbose=0)
+    assert_same(weights(arrays), weights(dataset))
+
+
+def test_train_on_batch_is_a_step_of_fit():
+    by_hand, fitted = make(Uniform()), make(Uniform())
+    for x, y in batches():
+        by_hand.train_on_batch(x, y)
+    fitted.fit(batches(), verbose=0)
+    assert_same(weights(by_hand), weights(fitted))
+
+
+def test_own_training_loop_is_a_step_of_fit():
+    by_hand, fitted = make(InBatch()), make(InBatch())
+    x, y = QUERY_FEATURES[:BATCH], POSITIVES[:BATCH]
+    by_hand.prepare_miner()
+    variables = by_hand.trainable_variables
+    with tf.GradientTape() as tape:
+        loss = by_hand.mined_loss(x, y)
+    gradients = tape.gradient(loss, [v.value if IS_KERAS_3 else v for v in variables])
+    by_hand.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    fitted.train_on_batch(x, y)
+    assert_same(weights(by_hand), weights(fitted))
+
+
+def test_validation_data_is_evaluated():
+    model = make(Uniform())
+    history = model.fit(batches(), validation_data=batches(), epochs=2, verbose=0).history
+    assert history.keys() == {"loss", "val_loss"}
+    assert history["val_loss"][1] < history["val_loss"][0]
+
+
+def test_evaluate_changes_neither_weights_nor_index():
+    model = make(Tree(refresh_every=1))
+    model.prepare_miner()
+    before = [*weights(model), held(model, np.arange(TARGETS))]
+    model.evaluate(batches(), verbose=0)
+    assert_same(before, [*weights(model), held(model, np.arange(TARGETS))], atol=0, rtol=0)
+    assert model.frequencies.counts.numpy().sum() == 0
+
+
+def test_evaluate_switches_dropout_off():
+    def evaluated():
+        model = make(InBatch(), towers=lambda: (functional_tower(0.9), functional_tower(0.9)))
+        return model, [model.evaluate(batches(), verbose=0) for _ in range(2)]
+
+    model, (first, second) = evaluated()
+    assert first == pytest.approx(second, rel=1e-6)
+    x, y = QUERY_FEATURES[:8], POSITIVES[:8]
+    trained = [float(model.mined_loss(x, y, training=True)) for _ in range(2)]
+    assert abs(trained[0] - trained[1]) > 1e-4
+
+
+def test_same_seed_gives_the_same_run():
+    def run_of(seed):
+        model = make(Tree(refresh_every=2, seed=seed), seed=0)
+        history = model.fit(batches(), verbose=0).history["loss"]
+        return [np.array(history), *weights(model)]
+
+    first, again, another = run_of(1), run_of(1), run_of(2)
+    assert_same(first, again, rtol=1e-5, atol=1e-6)
+    assert np.abs(first[1] - another[1]).max() > 1e-3
+
+
+def test_checkpoint_continues_alike(tmp_path):
+    def fresh():
+        return make(Tree(refresh_every=3))
+
+    def state(model):
+        return [*weights(model), held(model, np.arange(TARGETS)), model.frequencies.counts.numpy()]
+
+    first = fresh()
+    first.fit(batches(), epochs=1, verbose=0)
+    path = tf.train.Checkpoint(model=first).save(str(tmp_path / "checkpoint"))
+    saved = state(first)
+    first.fit(batches(), epochs=1, verbose=0)
+
+    second = fresh()
+    second.prepare_miner()
+    second.optimizer.build(second.trainable_variables)
+    status = tf.train.Checkpoint(model=second).restore(path)
+    status.assert_existing_objects_matched()
+    assert_same(saved, state(second), atol=0, rtol=0)
+    assert np.abs(saved[0] - state(first)[0]).max() > 1e-3
+    second.fit(batches(), epochs=1, verbose=0)
+    assert_same(state(first), state(second))
+    assert int(second.step) == int(first.step)
+
+
+# Export
+
+
+@pytest.mark.parametrize("identifiers", [None, NAMES], ids=["integers", "strings"])
+def test_export_answers_as_the_model_in_memory(tmp_path, identifiers):
+    model = make(Uniform(), identifiers=identifiers)
+    model.fit(batches(), epochs=2, verbose=0)
+    path = model.export_retrieval(tmp_path / "exported", k=7)
+    queries, targets = model.query_tower(QUERY_FEATURES).numpy(), encoded(model, np.arange(TARGETS))
+    scores, rows = reference.top_k(queries @ targets.T, 7)
+    model.fit(batches(), epochs=1, verbose=0)  # what is trained later is not served
+    signatures = tf.saved_model.load(path).signatures
+    (name,) = signatures["retrieve"].structured_input_signature[1]
+    answer = signatures["retrieve"](**{name: tf.constant(QUERY_FEATURES)})
+    np.testing.assert_allclose(answer["scores"], scores, atol=1e-5)
+    found = answer["identifiers"].numpy()
+    clear = np.diff(scores, axis=1).max(axis=1) < -1e-5  # ties may come in either order
+    assert clear.mean() > 0.9
+    if identifiers is None:
+        np.testing.assert_array_equal(found[clear], rows[clear])
+    else:
+        assert np.char.decode(found[clear].astype("S")).tolist() == NAMES[rows[clear]].tolist()
+
+
+def test_export_prepares_raw_features(tmp_path):
+    model = make(Uniform())
+    path = model.export_retrieval(
+        tmp_path / "exported",
+        k=3,
+        preprocess_query=lambda text: tf.strings.to_number(tf.strings.split(text).to_tensor()),
+        query_spec=tf.TensorSpec([None], tf.string),
+    )
+    texts = [" ".join(map(str, features)) for features in QUERY_FEATURES[:5].tolist()]
+    signatures = tf.saved_model.load(path).signatures
+    answer = signatures["retrieve"](query=tf.constant(texts))
+    queries = model.query_tower(QUERY_FEATURES[:5]).numpy()
+    scores, rows = reference.top_k(queries @ encoded(model, np.arange(TARGETS)).T, 3)
+    np.testing.assert_allclose(answer["scores"], scores, atol=1e-5)
+    np.testing.assert_array_equal(answer["identifiers"], rows)
+
+
+def test_export_of_a_subclassed_tower_needs_to_be_told_its_inputs(tmp_path):
+    model = make(Uniform(), towers=lambda: (Tower(), Tower()))
+    model.fit(batches(), verbose=0)
+    with pytest.raises(ValueError, match="give query_spec and target_spec. Received: Tower"):
+        model.export_retrieval(tmp_path / "exported")
+    spec = tf.TensorSpec([None, WIDTH])
+    path = model.export_retrieval(tmp_path / "exported", k=3, query_spec=spec, target_spec=spec)
+    answer = tf.saved_model.load(path).signatures["retrieve"](query=tf.constant(QUERY_FEATURES[:5]))
+    queries = model.query_tower(QUERY_FEATURES[:5]).numpy()
+    scores, _ = reference.top_k(queries @ encoded(model, np.arange(TARGETS)).T, 3)
+    np.testing.assert_allclose(answer["scores"], scores, atol=1e-5)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"corpus": TARGET_FEATURES}, "corpus must be a TargetCorpus. Received: ndarray"),
+        ({"miner": "tree"}, r"miner must be a miner .* such as Tree\(\). Received: 'tree'"),
+        ({"miner": Tree}, "miner must be a miner .*Received: <class"),
+        (
+            {"miner": Uniform(num_negatives=TARGETS + 1)},
+            f"More negatives than targets.*num_negatives={TARGETS + 1}, {TARGETS} targets",
+        ),
+        *(
+            ({"temperature": value}, f"positive and finite. Received: temperature={value!r}")
+            for value in (0, -0.1, float("nan"), float("inf"), "0.1", None)
+        ),
+    ],
+)
+def test_bad_argument_is_refused(changes, message):
+    arguments = {"corpus": TargetCorpus(TARGET_FEATURES), "miner": InBatch(), **changes}
+    with pytest.raises(ValueError, match=message):
+        DualEncoder(functional_tower(), functional_tower(), **arguments)
+
+
+@pytest.mark.parametrize(
+    "y, message",
+    [
+        (np.zeros(4, np.float32), "rows of the corpus .* or identifiers .*Received: dtype float32"),
+        (np.zeros([4, 1, 1], np.int32), r"\[batch\] or \[batch, positives\].*shape \(4, 1, 1\)"),
+        (np.array(3), r"\[batch\] or \[batch, positives\].*shape \(\)"),
+        (np.zeros(4, bool), "rows of the corpus .*Received: dtype bool"),
+        (tf.constant(["a"] * 4), "are integers: look up the same. Received: dtype string"),
+        (None, r"Training data is \(x, y\).*Received: no y"),
+    ],
+)
+def test_bad_y_is_refused(y, message):
+    model = make()
+    model.prepare_miner()
+    with pytest.raises(ValueError, match=message):
+        model.mined_loss(QUERY_FEATURES[:4], y)
+
+
+def test_bad_y_is_refused_by_fit():
+    with pytest.raises(ValueError, match="rows of the corpus .*Received: dtype float32"):
+        make().fit(batches(POSITIVES.astype(np.float32)), verbose=0)
+    with pytest.raises(ValueError, match=r"Training data is \(x, y\).*Received: no y"):
+        make().fit(tf.data.Dataset.from_tensor_slices(QUERY_FEATURES).batch(4), verbose=0)
+
+
+def test_identifiers_are_refused_where_the_step_is_compiled():
+    model = make(identifiers=NAMES, jit_compile=True)
+    message = "String identifiers cannot .* XLA.*corpus.rows_of.*Received: y of dtype string"
+    with pytest.raises(ValueError, match=message):
+        model.fit(batches(NAMES[POSITIVES]), verbose=0)
+    model = make(identifiers=NAMES, jit_compile=True)
+    dataset = batches(NAMES[POSITIVES]).map(lambda x, y: (x, model.corpus.rows_of(y)))
+    assert np.isfinite(model.fit(dataset, verbose=0).history["loss"]).all()
