@@ -341,8 +341,8 @@ def test_xla_draws_the_same(index, queries):
     )
     plain = tf.function(index.draw)(*arguments, 32)
     compiled = tf.function(index.draw, jit_compile=True)(*arguments, 32)
-    # Sums rounded otherwise may move a draw that falls on the border between two rows.
-    assert (plain.ids.numpy() == compiled.ids.numpy()).mean() > 0.995
+    # Sums rounded otherwise may swap two leaves of equal mass, and with them the draws of a query.
+    assert (plain.ids.numpy() == compiled.ids.numpy()).all(axis=1).mean() >= 0.9
     np.testing.assert_allclose(plain.log_partition, compiled.log_partition, atol=1e-4)
     checked = index.sample(queries, 32, 3.0, exclude=[[4, -1]] * 20, seed=[8, 9])
     np.testing.assert_array_equal(checked.ids, plain.ids)

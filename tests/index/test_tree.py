@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.reference import check_holds, check_invariants, clustered, gaussian
+from tests.reference import check_holds, check_invariants, clustered, gaussian, held
 from tf_dynidx.index import DynamicIndex
 from tf_dynidx.index.tree import Tree
 
@@ -79,7 +79,7 @@ def test_row_ids_that_are_no_rows_are_ignored_wherever_they_may_come():
     assert not index.tree.contains(strangers).numpy().any()
     # Not even what is no number at all has an effect.
     index.write(strangers, tf.fill([6, 3], np.nan))
-    index.upkeep()
+    index.tree.refresh()
     check_holds(index, dict(enumerate(vectors)))
     check_invariants(index)
     assert np.isfinite(index.tree.centres.numpy()).all()
@@ -133,6 +133,36 @@ def test_upkeep_makes_a_tree_anew_whose_rows_went_all_over_the_place():
     index.reset()
     index.build(vectors)
     assert shuffled > 3 * spread_within_leaves(index) > 2.4 * after
+
+
+def test_tree_grown_by_inserts_is_as_good_as_a_fresh_one():
+    vectors = clustered(np.random.default_rng(0), 1500, 8)
+    index = DynamicIndex(8, 1500)
+    index.build(vectors[:100])
+    for start in range(100, 1500, 100):
+        index.insert(np.arange(start, start + 100), vectors[start : start + 100])
+    grown = spread_within_leaves(index)
+    index.repair()
+    check_invariants(index)
+    repaired = spread_within_leaves(index)
+    index.reset()
+    index.build(vectors)
+    fresh = spread_within_leaves(index)
+    assert grown < 1.35 * fresh and repaired < 1.15 * fresh
+
+
+def test_leaves_of_hardly_any_rows_are_emptied_for_others_to_split_into():
+    index = DynamicIndex(8, 1500)
+    index.build(clustered(np.random.default_rng(0), 1500, 8))
+    ids, counts = index.tree.ids.numpy(), index.tree.counts.numpy()
+    thinned = np.flatnonzero(counts)[::2]
+    index.remove(np.concatenate([ids[leaf, 1 : counts[leaf]] for leaf in thinned]))
+    before = held(index)
+    assert (index.tree.counts.numpy()[thinned] == 1).all()
+    moved = sum(index.repair() for _ in range(3))
+    check_holds(index, before)
+    check_invariants(index)
+    assert (index.tree.counts.numpy() == 1).sum() == 0 and moved >= len(thinned)
 
 
 def test_rows_that_fall_into_one_point_and_spread_out_again_are_kept():

@@ -107,13 +107,14 @@ def run(request):
     model.encode_corpus()
     model.encode_queries(QUERY_FEATURES[:1])
     before = recall(model)
-    first = model.evaluate(batches(), verbose=0)
+    # Compiling evaluation too would teach nothing more and take its time.
+    first = None if jit_compile else model.evaluate(batches(), verbose=0)
     history = model.fit(batches(), epochs=6, verbose=0, callbacks=[CountTraces()]).history["loss"]
     return {
         "model": model,
         "name": name,
         "recall": (before, recall(model)),
-        "evaluated": (first, model.evaluate(batches(), verbose=0)),
+        "evaluated": None if jit_compile else (first, model.evaluate(batches(), verbose=0)),
         "history": history,
         "traces": traces,
     }
@@ -131,8 +132,9 @@ def test_fit_ranks_the_corpus_better(run):
 
 
 def test_evaluate_tells_the_progress(run):
-    first, last = run["evaluated"]
-    assert last < 0.7 * first
+    if run["evaluated"]:
+        first, last = run["evaluated"]
+        assert last < 0.7 * first
 
 
 def test_nothing_is_traced_after_the_second_step(run):
@@ -149,7 +151,8 @@ def test_predict_encodes_queries(run):
 
 
 def test_all_targets_are_encoded_as_often_as_the_miner_says(run):
-    steps = 6 * len(POSITIVES) // BATCH + 2 * len(POSITIVES) // BATCH  # evaluate mines too
+    passes = 6 + (2 if run["evaluated"] else 0)  # evaluate mines too
+    steps = passes * len(POSITIVES) // BATCH
     expected = {"tree": 1, "exact": steps, "uniform": 0, "in-batch": 0}
     assert int(run["model"].miner.full_encodes) == expected[run["name"]]
 
@@ -239,11 +242,11 @@ def test_gradient_averages_to_that_of_the_full_softmax(name, wrong, monkeypatch)
 
 def test_in_batch_loss_is_that_of_the_reference():
     model = make(InBatch())
-    model.fit(batches(), epochs=1, verbose=0)  # so that frequencies are those of this data
-    x, y = QUERY_FEATURES[:10], POSITIVES[[0, 0, 2, 5, 5, 9, 11, 12, 13, 14]]
+    model.fit(batches().take(2), verbose=0)  # the first 40 targets, each the positive of two examples
+    x, y = QUERY_FEATURES[:10], np.array([0, 0, 2, 5, 5, 9, 60, 70, 80, 90], np.int32)
     queries, rows = model.query_tower(x).numpy(), model.target_tower(TARGET_FEATURES[y]).numpy()
-    # Every target was the positive of two examples, and one more is imagined.
-    log_expected = np.full(10, np.log(9 * 3 / (2 * TARGETS + TARGETS)))
+    # One more example is imagined for every target.
+    log_expected = np.log(9 * np.where(y < 40, 3, 1) / (2 * 40 + TARGETS))
     expected = reference.sampled_softmax(
         queries @ rows.T / TEMPERATURE, np.arange(10), log_expected, y[:, None] == y[None, :]
     )
@@ -279,8 +282,7 @@ def test_rows_padded_rows_and_identifiers_are_the_same():
 def test_one_of_several_positives_is_trained_on_at_each_step_and_none_is_a_negative():
     model = make(InBatch(), optimizer=keras.optimizers.SGD(0.0))
     positives = np.array([[4, 7, 9, -1], [20, 21, -1, -1]], np.int32)
-    for _ in range(300):
-        model.train_on_batch(QUERY_FEATURES[:2], positives)
+    model.fit(batches(positives, x=QUERY_FEATURES[:2]).repeat(300), verbose=0)
     counts = model.frequencies.counts.numpy()
     assert set(np.flatnonzero(counts)) == {4, 7, 9, 20, 21}
     np.testing.assert_allclose(counts[[4, 7, 9]], 100, atol=30)
@@ -453,9 +455,10 @@ def test_step_writes_inference_encodings_back(towers):
     }
     model = make(Tree(refresh_every=1000), towers=kinds[towers], optimizer=keras.optimizers.SGD(0.5))
     model.prepare_miner()
+    model.train_on_batch(QUERY_FEATURES[-20:], POSITIVES[-20:])  # from here on, rows are stale
     rows, others = POSITIVES[:20:2], np.arange(TARGETS)
     before, stale = encoded(model, others), held(model, others)
-    np.testing.assert_allclose(before, stale, atol=1e-5)
+    assert np.median(np.abs(before - stale).max(axis=1)[rows]) > 0.01
     model.train_on_batch(QUERY_FEATURES[:20:2], rows)
     after = encoded(model, others)
     assert np.abs(after - before).max() > 0.01
@@ -479,7 +482,7 @@ def test_index_follows_training_without_another_full_encode():
     left = np.linalg.norm(held(model, np.arange(TARGETS)) - fresh, axis=1).mean()
     assert drift > 0.3
     assert left < 0.2 * drift
-    assert model.miner.full_encodes == 1
+    assert int(model.miner.full_encodes) == 1
 
 
 # Ways to train
@@ -567,7 +570,8 @@ def test_same_seed_gives_the_same_run():
     assert np.abs(first[1] - another[1]).max() > 1e-3
 
 
-def test_checkpoint_continues_alike(tmp_path):
+@pytest.mark.parametrize("prepared", [True, False])
+def test_checkpoint_continues_alike(tmp_path, prepared):
     def fresh():
         return make(Tree(refresh_every=3))
 
@@ -581,15 +585,51 @@ def test_checkpoint_continues_alike(tmp_path):
     first.fit(batches(), epochs=1, verbose=0)
 
     second = fresh()
-    second.prepare_miner()
-    second.optimizer.build(second.trainable_variables)
-    status = tf.train.Checkpoint(model=second).restore(path)
-    status.assert_existing_objects_matched()
+    if prepared:
+        second.prepare_miner()
+        second.optimizer.build(second.trainable_variables)
+        status = tf.train.Checkpoint(model=second).restore(path)
+        status.assert_existing_objects_matched()
+    else:
+        tf.train.Checkpoint(model=second).restore(path)
+        second.prepare_miner()
     assert_same(saved, state(second), atol=0, rtol=0)
     assert np.abs(saved[0] - state(first)[0]).max() > 1e-3
     second.fit(batches(), epochs=1, verbose=0)
     assert_same(state(first), state(second))
     assert int(second.step) == int(first.step)
+    assert int(second.miner.full_encodes) == 1
+
+
+def test_weights_are_saved_and_loaded(tmp_path):
+    trained, fresh = make(Uniform()), make(Uniform(), seed=1)
+    trained.fit(batches(), verbose=0)
+    trained.save_weights(tmp_path / "model.weights.h5")
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    assert_same(weights(trained), weights(fresh), atol=0, rtol=0)
+    subclassed = make(Uniform(), towers=lambda: (Tower(), Tower()))
+    subclassed.fit(batches(), verbose=0)
+    subclassed.save_weights(tmp_path / "subclassed.weights.h5")
+
+
+def test_summary_names_the_towers():
+    lines = []
+    model = make()
+    model.summary(print_fn=lambda line, **_: lines.append(line))
+    assert model.query_tower.name in "".join(lines)
+    assert model.target_tower.name in "".join(lines)
+
+
+def test_mixed_precision_trains():
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = make(Uniform())
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    history = model.fit(batches(), epochs=3, verbose=0).history["loss"]
+    assert history[-1] < 0.7 * history[0]
+    assert model.target_tower.compute_dtype == "float16"
+    assert model.predict(QUERY_FEATURES[:3], verbose=0).dtype == np.float32
 
 
 # Export

@@ -86,6 +86,14 @@ def test_entry_without_weight_is_never_drawn(categorical, data):
             assert (entries == 0).all()
 
 
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
+def test_random_number_on_the_border_draws_no_entry_without_weight(monkeypatch, uniform):
+    monkeypatch.setattr(draws, "uniforms", lambda shape, seed: tf.fill(shape, uniform))
+    log_weights = log([0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0])
+    drawn = draws.categorical(tf.constant(log_weights)[None], 8, SEED)
+    assert np.isfinite(log_weights[drawn.numpy()]).all()
+
+
 def test_only_differences_of_log_weights_matter(categorical):
     rng = np.random.default_rng(2)
     weights = rng.integers(-20, 20, size=[50, 30]).astype(np.float32)  # exact when shifted

@@ -132,7 +132,7 @@ def train(
         budget.close()
     kept = budget.restore_best()
     metrics = data.evaluate(model, data.test)
-    seconds = budget.seconds
+    seconds, full_encodes = budget.seconds, int(model.miner.full_encodes)
     budget.history.append({"step": budget.steps, "seconds": seconds, "metrics": metrics})
     report = {
         "miner": settings.miner,
@@ -142,7 +142,7 @@ def train(
         "num_targets": len(targets.identifiers),
         "metrics": metrics,
         "history": budget.history,
-        "full_encodes": int(model.miner.full_encodes),
+        "full_encodes": full_encodes,
     }
 
     def export(folder, k=100):

@@ -51,7 +51,7 @@ def rows(name, value, capacity):
 def beta(value):
     """`value` as float32 scalar; ValueError unless positive and finite."""
     if not tf.is_tensor(value) and not (
-        isinstance(value, (int, float, np.number)) and 0 < value <= tf.float32.max
+        isinstance(value, (int, float, np.number)) and 0 < value <= float(tf.float32.max)
     ):
         raise ValueError(f"beta must be positive and finite. Received: beta={value!r}")
     value = tf.cast(value, tf.float32)

@@ -30,15 +30,19 @@ class Tree(Miner):
 
     def build(self, corpus, encode_rows, encode_corpus):
         super().build(corpus, encode_rows, encode_corpus)
-        embeddings = encode_corpus()
-        self.index = DynamicIndex(embeddings.shape[1], corpus.size, self.dtype, self.seed)
-        self.index.build(embeddings)
-        self.full_encodes = 1
+        self.full_encodes = tf.Variable(0, trainable=False, name="full_encodes")
         self._steps = tf.Variable(0, trainable=False, name="steps")
+        dim = encode_rows(tf.range(1)).shape[1]
+        # A checkpoint that was restored before fills these as they are assigned.
+        self.index = DynamicIndex(dim, corpus.size, self.dtype, self.seed)
+        if not self.index.size:
+            self.index.build(encode_corpus())
+            self.full_encodes.assign(1)
 
     def mine(self, queries, beta, positives):
         sample = self.index.draw(queries, beta, positives, self.next_seed(), self.num_negatives)
-        return sample.ids, sample.log_partition
+        # A query whose positives are all targets there are draws an empty slot; the loss masks row 0.
+        return tf.maximum(sample.ids, 0), sample.log_partition
 
     def log_prob(self, rows, queries, beta, positives, drawn):
         table = self.index.tree.read(rows)

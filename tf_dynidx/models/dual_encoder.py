@@ -77,6 +77,8 @@ class DualEncoder(keras.Model):
         self.step = tf.Variable(0, trainable=False, name="step")
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self._encode_block = tf.function(self.encode_rows, autograph=False)
+        # The towers hold all weights: with them the model is built, so that weights can be saved.
+        self.built = query_tower.built and target_tower.built
 
     # Encoding.
 
@@ -203,6 +205,7 @@ class DualEncoder(keras.Model):
             batch,
         )
         encodings = self.encode_rows(rows, training=training)
+        self.built = True
         logits = beta * tf.matmul(queries, encodings, transpose_b=True)
         masked = is_among(rows[None], positives)
         # A query without a positive has put nothing among the candidates but a placeholder.
