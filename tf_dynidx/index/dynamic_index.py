@@ -12,7 +12,8 @@ from tf_dynidx.ops import draws, frontier, masses, regression
 from tf_dynidx.ops.leaves import NEVER
 
 _SETTLING_ROUNDS = 6  # rounds of rerouting after a build; by then few rows still change leaf
-_UPKEEP_PARTS = 16  # one upkeep reroutes one part in so many of the leaves, in turn
+_LONG_AGO = -(2**30)  # when rows that were never written were written
+_UPKEEP_PARTS = 4  # one upkeep reroutes one part in so many of the leaves, in turn
 
 
 class Sample(NamedTuple):
@@ -89,6 +90,12 @@ class DynamicIndex(tf.Module):
         self._on_sphere = tf.Variable(False, trainable=False, name="on_sphere")
         self._calls = tf.Variable(0, trainable=False, name="calls")
         self._upkeep = tf.Variable(0, trainable=False, name="upkeep")
+        # Time is counted in write-backs: when each row was last written, and all were last corrected.
+        self._clock = tf.Variable(0, trainable=False, name="clock")
+        self._corrected = tf.Variable(0, trainable=False, name="corrected")
+        self._written = tf.Variable(
+            tf.fill([self.capacity + 1], _LONG_AGO), trainable=False, name="written"
+        )
         self._sample = _compiled(self.draw)
         self._search = _compiled(self._top_k)
         self._bounds = _compiled(self._certify)
@@ -160,7 +167,7 @@ class DynamicIndex(tf.Module):
         rows, embeddings = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, True)
         self._on_sphere.assign(self._on_sphere & _all_of_norm_one(embeddings))
-        self.tree.write(rows, embeddings)
+        self.write(rows, embeddings)
         self.tree.refresh(self._leaves_of(rows))
 
     def insert(self, rows, embeddings):
@@ -176,6 +183,7 @@ class DynamicIndex(tf.Module):
         rows, embeddings = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, False)
         self._on_sphere.assign(self._on_sphere & _all_of_norm_one(embeddings))
+        self._stamp(rows)
         waiting = tf.constant(rows)
         while not bool(tf.reduce_all(waiting == NEVER)):
             accepted = self.tree.insert(waiting, embeddings)
@@ -200,6 +208,7 @@ class DynamicIndex(tf.Module):
     def reset(self):
         """Empties the index."""
         self.tree.clear()
+        self._written.assign(tf.fill(self._written.shape, _LONG_AGO))
         self.landmarks.assign(tf.fill(self.landmarks.shape, NEVER))
 
     def repair(self):
@@ -337,9 +346,13 @@ class DynamicIndex(tf.Module):
     def write(self, rows, embeddings):
         """Writes back encodings, ids that are no row ignored. Statistics follow at the next upkeep."""
         self.tree.write(rows, embeddings)
+        self._stamp(rows)
 
     def correct(self, fresh):
         """Carries the movement of the landmarks over to every row, by the change regression.
+
+        A row that was written back in the meantime has less to catch up with: it is moved by the share
+        of the time since the last correction that has passed since it was written.
 
         Args:
             fresh: float32 [num_landmarks, dim], the rows `landmarks`, encoded afresh; anything at an
@@ -348,9 +361,11 @@ class DynamicIndex(tf.Module):
         known = self.tree.contains(self.landmarks)
         before = tf.where(known[:, None], self.tree.read(self.landmarks), 0.0)
         after = tf.where(known[:, None], tf.cast(fresh, tf.float32), 0.0)
-        matrix = regression.fit_change(before, after, tf.cast(known, tf.float32))
+        behind = tf.where(known, self._share_behind(self.landmarks), 0.0)
+        matrix = regression.fit_change(before, after, behind)
         rows = tf.cast(tf.reshape(self.tree.rows, [-1, self.dim]), tf.float32)
-        rows = regression.apply_change(rows, matrix)
+        behind = self._share_behind(tf.reshape(self.tree.ids, [-1]))
+        rows = regression.apply_change(rows, matrix, behind[:, None])
         # A linear map leaves the sphere that unit-norm encodings lie on; they go back to it.
         squares = tf.matmul(rows**2, tf.ones([self.dim, 1]))
         shrink = tf.where(self._on_sphere, tf.math.rsqrt(tf.maximum(squares, 1e-12)), 1.0)
@@ -358,7 +373,8 @@ class DynamicIndex(tf.Module):
         # Emptied slots stay zero: moved again and again, nothing would keep what they held finite.
         rows = tf.where((self.tree.ids != NEVER)[:, :, None], rows, 0.0)
         self.tree.rows.assign(tf.cast(rows, self.tree.rows.dtype))
-        self.tree.write(tf.where(known, self.landmarks, NEVER), after)
+        self.write(tf.where(known, self.landmarks, NEVER), after)
+        self._corrected.assign(self._clock)
 
     def upkeep(self):
         """Reroutes one part of the leaves, splits crowded ones, refreshes all statistics."""
@@ -368,6 +384,20 @@ class DynamicIndex(tf.Module):
         self._split_and_refresh()
 
     # Helpers.
+
+    def _stamp(self, rows):
+        """Notes that rows are fresh as of now; ids that are no row share one entry."""
+        now = self._clock.assign_add(1)
+        known = (rows >= 0) & (rows < self.capacity)
+        where = tf.where(known, rows, self.capacity)[:, None]
+        self._written.scatter_nd_update(where, tf.fill(tf.shape(rows), now))
+
+    def _share_behind(self, rows):
+        """Share of the time since the last correction that has passed since each row was written."""
+        written = tf.gather(self._written, tf.where(rows < 0, self.capacity, rows))
+        period = tf.maximum(self._clock - self._corrected, 1)
+        share = tf.cast(self._clock - written, tf.float32) / tf.cast(period, tf.float32)
+        return tf.minimum(share, 1.0)
 
     def _reroute_part(self, part):
         """Reroutes every `_UPKEEP_PARTS`-th leaf, from the given one on."""

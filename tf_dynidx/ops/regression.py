@@ -23,13 +23,14 @@ def fit_change(before, after, weights):
     Args:
         before: float32 [landmarks, dim], the encodings that the index holds.
         after: float32 [landmarks, dim], the same targets, encoded afresh.
-        weights: float32 [landmarks], 0 for an entry that is to be ignored, else 1.
+        weights: float32 [landmarks], the share of the movement that each has made since the index
+            took it in: 1 for one that was held all the time, 0 for an entry that is to be ignored.
 
     Returns:
         float32 [dim + 1, dim], the matrix A of `apply_change`; always finite.
     """
     features = _features(before) * weights[:, None]
-    change = (after - before) * weights[:, None]
+    change = tf.where(weights[:, None] > 0, after - before, 0.0)
     moment = tf.matmul(features, features, transpose_a=True)
     size = moment.shape[0]
     # All penalties at once, [penalties, ...]: one factorisation to compile, not one each.
@@ -52,14 +53,15 @@ def _repeat(matrix):
     return tf.tile(matrix[None], [len(_RIDGES), 1, 1])
 
 
-def apply_change(rows, matrix):
-    """Moves rows by the fitted change: rows + [rows, 1] A.
+def apply_change(rows, matrix, weights=1.0):
+    """Moves rows by the fitted change: rows + weights * [rows, 1] A.
 
     Args:
         rows: float32 [rows, dim].
         matrix: float32 [dim + 1, dim].
+        weights: float32 [rows, 1], the share of the movement that each row is behind; or 1.
     """
-    return rows + tf.matmul(rows, matrix[:-1]) + matrix[-1]
+    return rows + weights * (tf.matmul(rows, matrix[:-1]) + matrix[-1])
 
 
 def _features(rows):
