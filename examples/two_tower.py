@@ -43,6 +43,7 @@ def tower(number, size, feature, dim=32):
 
 
 def main():
+    """Trains, exports, reloads and asks."""
     users, items, user, item = generate(np.random.default_rng(0))
     names = [f"item-{number}" for number in range(ITEMS)]
 

@@ -157,7 +157,11 @@ def test_ctrl_c_keeps_what_has_been_trained(data, tmp_path):
     )
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tf_dynidx.cli.main", *command], stdout=log, stderr=log
+            [sys.executable, "-m", "tf_dynidx.cli.main", *command],
+            stdout=log,
+            stderr=log,
+            # A shell that runs the tests in the background has its children ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 120
         while not re.search(rb"[1-9]\d\d+/1000000", (tmp_path / "log").read_bytes()):

@@ -328,7 +328,7 @@ class DynamicIndex(tf.Module):
         # Four proposals a draw make resampling close to exact draws; below 64 the estimate of the
         # partition function is noisy whatever the number of draws.
         proposals = max(64, 4 * num_samples)
-        width = min(max(8, proposals // 16), self.tree.num_leaves)
+        width = min(max(16, proposals // 16), self.tree.num_leaves)
         seeds = tf.random.split(seed, 2, alg="philox")
         leaves = self.tree.leaves
         front = frontier.open_leaves(leaves, queries, beta, width, exclude)
