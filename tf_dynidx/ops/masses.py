@@ -65,5 +65,5 @@ def _first_order(queries, beta, counts, centres, radii):
 
 
 def _log_cosh(x):
-    """log cosh x for x >= 0, without overflow."""
-    return x + tf.math.log1p(tf.exp(-2.0 * x)) - math.log(2.0)
+    """log cosh x for x >= 0, without overflow, and never rounded below 0."""
+    return tf.maximum(x + tf.math.log1p(tf.exp(-2.0 * x)) - math.log(2.0), 0.0)
