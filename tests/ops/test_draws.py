@@ -8,6 +8,7 @@ from scipy import stats
 from tf_dynidx.ops import draws
 
 SEED = tf.constant([3, 4])
+SLACK = 1e-5  # of float32 sums of weights that add up to 1
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "xla"])
@@ -100,6 +101,47 @@ def test_only_differences_of_log_weights_matter(categorical):
     drawn = categorical(weights, 20)
     np.testing.assert_array_equal(categorical(weights + 4096.0, 20), drawn)
     np.testing.assert_array_equal(categorical(weights - 4096.0, 20), drawn)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_entries_are_those_that_points_fall_into(jit_compile):
+    rng = np.random.default_rng(4)
+    weights = rng.gamma(0.5, size=[40, 30]) * (rng.random([40, 30]) < 0.7)
+    weights[0] = 0.0
+    points = rng.random([40, 200]).astype(np.float32)
+    points[:, 0], points[:, 1] = 0.0, 1.0  # the whole of it, too
+    found = tf.function(draws.entries_at, jit_compile=jit_compile)(log(weights), points).numpy()
+    assert (found[0] == 0).all()
+    for mass, mine, at in zip(weights[1:], found[1:], points[1:], strict=True):
+        ends = np.cumsum(mass) / mass.sum()
+        assert (mass[mine] > 0).all()
+        assert (at <= ends[mine] + SLACK).all() and (
+            at >= ends[mine] - (mass / mass.sum())[mine] - SLACK
+        ).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+@pytest.mark.parametrize("entries", [1, 2, 7, 16, 1000])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_entries_up_to_points_are_counted_as_by_a_binary_search(jit_compile, entries, dtype):
+    rng = np.random.default_rng(entries)
+    # Few values, so that many entries are equal, and points fall on them; and far out on both sides.
+    cumulative = np.sort(rng.integers(-entries, entries + 1, size=[20, entries]), axis=1).astype(dtype)
+    points = rng.integers(-entries - 2, entries + 3, size=[20, 50]).astype(dtype)
+    points[:, 0], points[:, 1] = -(2**30), 2**30
+    found = tf.function(draws.entries_up_to, jit_compile=jit_compile)(cumulative, points).numpy()
+    expected = [np.searchsorted(*each, side="right") for each in zip(cumulative, points, strict=True)]
+    np.testing.assert_array_equal(found, expected)
+
+
+@given(data=st.data())
+def test_entries_up_to_any_numbers_are_counted_as_by_a_binary_search(data):
+    # No subnormal numbers, which TensorFlow takes for 0.
+    numbers = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+    cumulative = np.sort(data.draw(st.lists(numbers, min_size=1, max_size=40))).astype(np.float32)
+    points = data.draw(st.lists(numbers | st.sampled_from(list(cumulative)), min_size=1, max_size=20))
+    found = draws.entries_up_to(tf.constant(cumulative)[None], tf.constant(points, tf.float32)[None])
+    np.testing.assert_array_equal(found[0], np.searchsorted(cumulative, points, side="right"))
 
 
 def test_one_entry_and_one_draw(categorical):

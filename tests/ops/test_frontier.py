@@ -1,113 +1,278 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
+from tests.ops.trees import BUILT, small_tree
 from tests.reference import clustered, log_partition
-from tf_dynidx.ops import frontier, leaves
+from tf_dynidx.ops import draws, frontier, masses
 
 BETA = tf.constant(6.0)
 NOBODY = tf.constant([[-1]])
+DIM = 4
 
 
-def make_leaves(rng, counts, leaf_size, dim):
-    """(leaves, rows by id): leaves around centres of their own; the last one is scratch."""
-    number = sum(counts)
-    vectors = clustered(rng, number, dim, clusters=5)
-    ids = np.full([len(counts) + 1, leaf_size], -1, np.int32)
-    rows = rng.normal(size=[len(counts) + 1, leaf_size, dim]).astype(np.float32)  # empty slots too
-    # In the order of one coordinate, neighbours come together.
-    order, start = np.argsort(vectors[:, 0]), 0
-    for leaf, count in enumerate(counts):
-        members = order[start : start + count]
-        ids[leaf, :count], rows[leaf, :count] = members, vectors[members]
-        start += count
-    counts = tf.constant([*counts, 0])
-    made = leaves.Leaves(tf.constant(rows), tf.constant(ids), counts, *leaves.statistics(rows, counts))
-    return made, vectors
+@pytest.fixture(scope="module", params=[2, 3, 4], ids=["2 levels", "3 levels", "4 levels"])
+def small(request):
+    return small_tree(request.param, clustered(np.random.default_rng(0), BUILT, DIM, clusters=40))
 
 
 @pytest.fixture(scope="module")
-def small():
-    """60 rows in 9 leaves, one of them empty."""
-    return make_leaves(np.random.default_rng(0), [8, 3, 8, 0, 8, 8, 8, 7, 10], 10, 4)
+def deep():
+    return small_tree(3, clustered(np.random.default_rng(0), BUILT, DIM, clusters=40))
 
 
-def repeated_pool(made, query, beta, width, proposals, exclude, repeats):
-    """A pool of the same query many times over, each time with other random numbers."""
-    queries = tf.tile(query[None], [repeats, 1])
-    exclude = tf.tile(exclude, [repeats, 1])
-    front = frontier.open_leaves(made, queries, beta, width, exclude)
-    return frontier.pool(made, front, queries, beta, proposals, exclude, tf.constant([1, 2]))
+def some_queries(number, seed=1):
+    return np.random.default_rng(seed).normal(size=[number, DIM]).astype(np.float32)
 
 
-@pytest.mark.parametrize("width", [1, 3, 10])
-def test_frontier_covers_every_row_once(small, width):
-    made, vectors = small
-    queries = np.random.default_rng(1).normal(size=[5, 4]).astype(np.float32)
-    front = frontier.open_leaves(made, queries, BETA, width, tf.tile(NOBODY, [5, 1]))
+def opened(small, queries, shape, beta=BETA, keep=0, jit_compile=False):
+    run = tf.function(
+        lambda queries, beta: frontier.open_nodes(small.levels, queries, beta, shape, keep),
+        jit_compile=jit_compile,
+        autograph=False,
+    )
+    front = run(queries, beta)
+    return front._replace(rest=[each._replace(level=int(each.level)) for each in front.rest])
+
+
+def drawn_pool(small, queries, shape, exclude, beta=BETA, levels=None, keep=0, jit_compile=False):
+    levels = levels or small.levels
+
+    def run(queries, beta, exclude):
+        front = frontier.open_nodes(levels, queries, beta, shape, keep)
+        seed = tf.constant([1, 2])
+        rows, ids = tf.convert_to_tensor(small.tree.rows), tf.convert_to_tensor(small.tree.ids)
+        return frontier.pool(rows, ids, levels, front, queries, beta, shape, exclude, seed)
+
+    return tf.function(run, jit_compile=jit_compile, autograph=False)(queries, beta, exclude)
+
+
+def slots_below(small, segment, query):
+    """The slots of the live rows of a segment's unopened nodes, node by node."""
+    ids = np.broadcast_to(segment.ids, segment.log_masses.shape)[query]
+    size = 32 * 16**segment.level
+    found = []
+    for node in ids[np.isfinite(segment.log_masses[query])]:
+        slots = np.arange(node * size, (node + 1) * size)
+        found.append(slots[small.tree.ids.numpy()[slots] >= 0])
+    return found
+
+
+def members(small, front, query):
+    """The slots of the rows of opened leaves."""
+    position = tf.range(int(front.members[query]))[None]
+    return frontier.member_slots(front, position, 32)[query].numpy()
+
+
+@pytest.mark.parametrize(
+    "width, budget, dense, jit_compile",
+    [(1, 32, None, False), (2, 100, None, True), (3, 64, 1, False), (1, 200, 0, False)],
+)
+def test_frontier_covers_every_row_once(small, width, budget, dense, jit_compile):
+    shape = small.shape(width, budget, dense)
+    front = opened(small, some_queries(5), shape, jit_compile=jit_compile)
+    assert [each.level for each in front.rest] == list(range(shape.dense, -1, -1))
     for query in range(5):
-        finite = np.isfinite(front.scores[query])
-        opened = front.ids[query].numpy()[finite]
-        whole = made.ids.numpy()[np.isfinite(front.rest[query])]
-        assert sorted([*opened, *whole[whole >= 0]]) == list(range(60))
-        expected = float(BETA) * vectors[opened] @ queries[query]
-        np.testing.assert_allclose(front.scores[query].numpy()[finite], expected, rtol=1e-4, atol=1e-5)
+        slots = [members(small, front, query)]
+        slots += [each for segment in front.rest for each in slots_below(small, segment, query)]
+        ids = small.tree.ids.numpy()[np.concatenate(slots)]
+        np.testing.assert_array_equal(np.sort(ids), small.held)
+        assert 0 < front.members[query] <= budget
 
 
-def test_heaviest_leaves_are_opened(small):
-    made, vectors = small
-    query = vectors[7:8]
-    front = frontier.open_leaves(made, query, BETA, 3, NOBODY)
-    mass = [log_partition(query, vectors[row[row >= 0]], BETA)[0] for row in made.ids.numpy()]
-    assert set(front.opened[0].numpy()) == set(np.argsort(mass)[-3:])
+@pytest.mark.parametrize("width", [1, 3])
+def test_heaviest_nodes_are_opened_at_every_level(small, width):
+    queries = some_queries(4)
+    front = opened(small, queries, small.shape(width, 100))
+    norms = np.linalg.norm(queries, axis=1, keepdims=True)
+    for segment in front.rest:
+        level = small.levels[segment.level]
+        ids = tf.broadcast_to(segment.ids, segment.log_masses.shape)
+        counts = tf.gather(level.counts, ids)
+        np.testing.assert_array_equal(np.broadcast_to(segment.counts, ids.shape), counts)
+        along, across = masses.project(queries, tf.gather(level.moments, ids))
+        spread = BETA * norms * tf.gather(level.radii, ids)
+        estimate = masses.log_masses(along, across, spread, counts, BETA).numpy()
+        for query, mass in enumerate(estimate):
+            rest = segment.log_masses[query].numpy()
+            closed = np.isfinite(rest)
+            np.testing.assert_allclose(rest[closed], mass[closed], atol=1e-4)
+            done = ~closed & np.isfinite(mass)
+            if segment.level:
+                assert done.sum() == min(width, np.isfinite(mass).sum())
+            assert done.any()
+            assert mass[done].min() >= mass[closed].max(initial=-np.inf) - 1e-4
 
 
-@pytest.mark.parametrize("exclude", [[-1, -1], [5, -1], [31, 17]], ids=["nobody", "one", "two"])
-@pytest.mark.parametrize("stale", [False, True])
-def test_partition_estimate_is_unbiased(small, exclude, stale):
-    made, vectors = small
-    if stale:  # rows have moved since the statistics were computed
-        rng = np.random.default_rng(5)
-        made = made._replace(
-            centres=made.centres + rng.normal(size=made.centres.shape, scale=0.1),
-            variances=made.variances * 0.5,
-        )
-    query = tf.constant(vectors[5])
-    pool = repeated_pool(made, query, BETA, 2, 16, tf.constant([exclude]), 20_000)
-    allowed = np.delete(vectors, [row for row in exclude if row >= 0], axis=0)
-    ratio = np.exp(pool.log_partition.numpy() - log_partition(query[None], allowed, BETA))
-    error = ratio.std() / np.sqrt(len(ratio))
-    assert 0 < error < 0.005 and abs(ratio.mean() - 1.0) < 5 * error
-    weighed = np.isfinite(pool.log_weights)
-    assert not np.isin(pool.ids.numpy()[weighed], [*exclude, -1]).any()
+@pytest.mark.parametrize("beta", [0.5, 6.0, 40.0])
+def test_as_many_leaves_are_opened_as_leave_the_least_error(deep, beta):
+    queries, budget, keep = some_queries(20), 300, 40
+    front = opened(deep, queries, deep.shape(2, budget), tf.constant(beta), keep)
+    for query in range(20):
+        # The profile: masses of the candidates, opened or not, and of all else.
+        leaves, ends = front.leaves[query].numpy(), front.ends[query].numpy()
+        level = deep.levels[0]
+        along, across = masses.project(queries[query : query + 1], tf.gather(level.moments, leaves))
+        spread = beta * np.linalg.norm(queries[query]) * tf.gather(level.radii, leaves)[None]
+        counts = tf.gather(level.counts, leaves)
+        mass = masses.log_masses(along, across, spread, counts, tf.constant(beta))[0].numpy()
+        mass = mass.astype(np.float64)
+        taken = np.flatnonzero(ends <= int(front.members[query]))
+        finite = [each.log_masses[query].numpy() for each in front.rest]
+        everything = np.logaddexp.reduce([*np.concatenate(finite), *mass[taken]])
+        left = budget - ends
+        share = 1.0 - np.cumsum(np.exp(mass - everything))
+        usable = left >= keep
+        assert usable[taken[-1]]
+        error = np.abs(share) / np.sqrt(np.maximum(left, 1))
+        assert error[taken[-1]] <= error[usable].min() + 1e-5
 
 
-def test_every_row_has_its_weight_in_expectation(small):
-    made, vectors = small
-    query = tf.constant(vectors[5])
-    pool = repeated_pool(made, query, BETA, 2, 16, NOBODY, 20_000)
-    weights = np.exp(pool.log_weights.numpy())
-    found = np.bincount(pool.ids.numpy().ravel() + 1, weights.ravel(), minlength=61)[1:] / 20_000
-    expected = np.exp(float(BETA) * vectors.astype(np.float64) @ vectors[5])
-    assert np.abs(found - expected).sum() < 0.03 * expected.sum()
+def test_peaked_softmax_opens_more_leaves_than_a_flat_one(small):
+    queries = some_queries(20)
+    found = {}
+    for beta in (0.3, 100.0):
+        front = opened(small, queries, small.shape(4, 512), tf.constant(beta), keep=64)
+        found[beta] = front.members.numpy()
+        assert (found[beta] <= 512 - 64).all()
+    assert found[100.0].mean() > 2.0 * found[0.3].mean()
+
+
+def moved_levels(small):
+    """Levels as they are when rows have moved since statistics were measured."""
+    rng = np.random.default_rng(5)
+    levels = []
+    for level in small.levels:
+        centres, variances = tf.split(tf.convert_to_tensor(level.moments), 2, axis=1)
+        centres += rng.normal(size=centres.shape, scale=0.1)
+        moments = tf.concat([centres, 0.5 * variances], axis=1)
+        levels.append(level._replace(moments=moments))
+    return levels
+
+
+@pytest.mark.parametrize("excluded, stale", [(0, False), (3, True)])
+def test_partition_and_every_row_s_weight_are_unbiased(small, excluded, stale):
+    repeats, buckets = 2000, 30
+    query = small.vectors[small.held[5]]
+    scores = float(BETA) * small.vectors[small.held].astype(np.float64) @ query
+    order = np.argsort(-scores)
+    # Of the excluded, some are in opened leaves and some are not.
+    gone = small.held[order[[0, 5, 1000][:excluded]]]
+    exclude = np.tile(np.append(gone, -1).astype(np.int32), [repeats, 1])
+    levels = moved_levels(small) if stale else None
+    queries = np.tile(query, [repeats, 1])
+    pool = drawn_pool(small, queries, small.shape(1, 96), exclude, levels=levels)
+    kept = np.setdiff1d(small.held, gone)
+    weights, ids = np.exp(pool.log_weights.numpy().astype(np.float64)), pool.ids.numpy()
+    assert np.isin(ids[weights > 0], kept).all()
+    exact = log_partition(query[None], small.vectors[kept], BETA)
+    ratio = np.exp(pool.log_partition.numpy() - exact)
+    error = ratio.std() / np.sqrt(repeats)
+    assert 0 < error < 0.02 and abs(ratio.mean() - 1.0) < 5 * error
     # A weighed row comes with its own score.
-    finite = np.isfinite(weights) & (weights > 0)
-    exact = float(BETA) * vectors[pool.ids.numpy()[finite]] @ vectors[5]
-    np.testing.assert_allclose(pool.scores.numpy()[finite], exact, rtol=1e-4, atol=1e-4)
+    row, column = np.nonzero(weights)
+    np.testing.assert_allclose(
+        pool.scores.numpy()[row, column],
+        float(BETA) * small.vectors[ids[row, column]] @ query,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    # Rows of about the same score together, so many that they have the same mass.
+    bucket = np.full(BUILT, -1)
+    below = np.cumsum(np.exp(scores[order]))
+    bucket[small.held[order]] = np.minimum(buckets * below / below[-1], buckets - 1)
+    bucket[gone] = -1
+    found = np.zeros([repeats, buckets])
+    np.add.at(found, (row, bucket[ids[row, column]]), weights[row, column])
+    expected = np.zeros(buckets)
+    np.add.at(expected, bucket[small.held[order]][bucket[small.held[order]] >= 0], 0.0)
+    for each in range(buckets):
+        expected[each] = np.exp(
+            float(BETA) * small.vectors[bucket == each].astype(np.float64) @ query
+        ).sum()
+    error = found.std(axis=0) / np.sqrt(repeats)
+    assert (np.abs(found.mean(axis=0) - expected) < 5 * error + 1e-5 * expected).all()
 
 
-def test_partition_is_exact_where_every_leaf_is_opened(small):
-    made, vectors = small
-    queries = np.random.default_rng(2).normal(size=[6, 4]).astype(np.float32)
-    exclude = tf.constant([[0, 1, -1]] * 6)
-    front = frontier.open_leaves(made, queries, BETA, 10, exclude)
-    pool = frontier.pool(made, front, queries, BETA, 8, exclude, tf.constant([1, 2]))
-    np.testing.assert_allclose(pool.log_partition, log_partition(queries, vectors[2:], BETA), rtol=1e-5)
+def test_pool_is_the_same_with_xla(deep):
+    queries, exclude = some_queries(6), tf.tile(NOBODY, [6, 1])
+    plain, compiled = (
+        drawn_pool(deep, queries, deep.shape(2, 128), exclude, jit_compile=jit) for jit in (False, True)
+    )
+    # Sums rounded otherwise may move a draw that falls on the border between two nodes.
+    assert (plain.ids.numpy() != compiled.ids.numpy()).mean() < 0.01
+    np.testing.assert_allclose(plain.log_partition, compiled.log_partition, atol=0.05)
 
 
-def test_nothing_is_left_where_every_row_is_excluded(small):
-    made, vectors = small
-    exclude = tf.range(60)[None]
-    front = frontier.open_leaves(made, vectors[:1], BETA, 2, exclude)
-    pool = frontier.pool(made, front, vectors[:1], BETA, 8, exclude, tf.constant([1, 2]))
+def test_partition_is_exact_where_everything_is_opened(small):
+    queries = some_queries(3)
+    gone = small.held[[0, 7]]
+    exclude = np.tile(np.append(gone, -1).astype(np.int32), [3, 1])
+    beta = tf.constant(0.5)
+    shape = small.shape(600, 5000)
+    assert opened(small, queries, shape, beta).members.numpy().tolist() == [len(small.held)] * 3
+    pool = drawn_pool(small, queries, shape, exclude, beta)
+    rows = small.vectors[np.setdiff1d(small.held, gone)]
+    np.testing.assert_allclose(pool.log_partition, log_partition(queries, rows, beta), rtol=1e-5)
+    weighed = np.isfinite(pool.log_weights.numpy())
+    np.testing.assert_array_equal(pool.log_weights.numpy()[weighed], pool.scores.numpy()[weighed])
+
+
+@pytest.mark.parametrize("budget", [64, 5000])
+def test_nothing_is_left_where_every_row_is_excluded(deep, budget):
+    exclude = deep.held[None].astype(np.int32)
+    pool = drawn_pool(deep, some_queries(1), deep.shape(20, budget), exclude)
     assert (pool.log_weights.numpy() == -np.inf).all() and pool.log_partition.numpy() == [-np.inf]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rows_are_proposed_as_often_as_they_claim_to_be(small, jit_compile):
+    number = 200_000
+    shape = small.shape(1, 40)
+    beta = tf.constant(2.0)
+    front = opened(small, some_queries(1), shape, beta)
+    points = draws.uniforms([1, number], tf.constant([7, 8]))
+
+    def propose(rest, points):
+        rest = [each._replace(level=own.level) for each, own in zip(rest, front.rest, strict=True)]
+        return frontier.propose(small.levels, rest, beta, shape, points, tf.constant([1, 2]))
+
+    run = tf.function(propose, jit_compile=jit_compile, autograph=False)
+    rest = front.rest
+    slots, log_q = (each.numpy()[0] for each in run(rest, points))
+    live = {segment.level: slots_below(small, segment, 0) for segment in rest}
+    for level, nodes in live.items():
+        # The only node at the top of four levels is opened.
+        assert nodes or level == 3
+    drawn, first, counts = np.unique(slots, return_index=True, return_counts=True)
+    every = np.concatenate([slots for nodes in live.values() for slots in nodes])
+    assert np.isin(drawn, every).all()
+    # Each row claims one probability, and together they claim no more than there is.
+    np.testing.assert_allclose(log_q, log_q[first][np.searchsorted(drawn, slots)], atol=1e-6)
+    expected = number * np.exp(log_q[first].astype(np.float64))
+    assert expected.sum() <= number * (1 + 1e-4)
+    often = expected >= 5
+    observed = np.append(counts[often], counts[~often].sum())
+    expected = np.append(expected[often], number - expected[often].sum())
+    if expected[-1] < 5:
+        observed, expected = observed[:-1], expected[:-1] * observed[:-1].sum() / expected[:-1].sum()
+    assert len(expected) > 500 and stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
+    # And by level: the masses that the nodes were drawn by.
+    log_mass = frontier.capped_log_masses(rest, beta)[0].numpy().astype(np.float64)
+    share = np.exp(log_mass - np.logaddexp.reduce(log_mass))
+    start = 0
+    for segment in rest:
+        end = start + segment.log_masses.shape[1]
+        mine = np.concatenate([[-1], *live[segment.level]])
+        expected = share[start:end].sum()
+        assert abs(np.isin(slots, mine).mean() - expected) < 5 * np.sqrt(expected / number) + 1e-6
+        start = end
+
+
+def test_nothing_is_proposed_where_nothing_is_left(deep):
+    rest = opened(deep, some_queries(2), deep.shape(600, 5000), tf.constant(0.5)).rest
+    _, log_q = frontier.propose(
+        deep.levels, rest, BETA, deep.shape(600, 5000), tf.fill([2, 9], 0.5), tf.constant([1, 2])
+    )
+    assert not np.isfinite(log_q).any()

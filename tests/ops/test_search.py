@@ -1,16 +1,20 @@
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_dynidx.ops.search import exact_top_k
+from tests.ops.trees import BUILT, small_tree
+from tests.reference import clustered, top_k
+from tf_dynidx.ops import nodes
+from tf_dynidx.ops.frontier import Shape
+from tf_dynidx.ops.search import exact_top_k, tree_top_k
 
 
 def reference(queries, embeddings, k):
-    scores = queries @ embeddings.T
-    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, rows, axis=1), rows
+    return top_k(queries @ embeddings.T, k)
 
 
 def small_integers(rng, *shape):
@@ -90,3 +94,139 @@ def test_k_beyond_the_targets_is_refused(k):
 def test_empty_block_is_refused():
     with pytest.raises(ValueError, match="at least one target. Received: block_size=0$"):
         exact_top_k(tf.zeros([1, 2]), tf.zeros([5, 2]), 1, block_size=0)
+
+
+LEVELS = pytest.mark.parametrize("levels", [2, 3, 4])
+
+
+@functools.cache
+def tree_of(levels, exact):
+    """A tree of so many levels; of whole numbers, whose inner products are exact and often equal."""
+    rng = np.random.default_rng(0)
+    return small_tree(levels, small_integers(rng, BUILT, 4) if exact else clustered(rng, BUILT, 4))
+
+
+def search_tree(small, queries, k, shape, exclude=None, jit_compile=False):
+    exclude = np.full([len(queries), 1], -1, np.int32) if exclude is None else exclude
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def search(queries, exclude):
+        tree = small.tree
+        return tree_top_k(tree.levels, tree.rows, tree.ids, queries, k, shape, exclude)
+
+    scores, ids = search(queries, exclude)
+    assert scores.dtype == tf.float32 and ids.dtype == tf.int32
+    return scores.numpy(), ids.numpy()
+
+
+def best_held(small, queries, k, exclude=None):
+    """The k best of the rows held by exact sort, of equals the lower id; then (-inf, -1)."""
+    scores = queries @ small.vectors[small.held].T
+    for query, gone in enumerate([] if exclude is None else exclude):
+        scores[query, np.isin(small.held, gone)] = -np.inf
+    scores, columns = top_k(np.pad(scores, [[0, 0], [0, k]], constant_values=-np.inf), k)
+    return scores, np.where(np.isfinite(scores), np.append(small.held, [0] * k)[columns], -1)
+
+
+@pytest.mark.parametrize("levels, jit_compile", [(2, False), (3, False), (3, True), (4, False)])
+def test_tree_search_is_an_exact_sort_at_full_budget(levels, jit_compile):
+    small = tree_of(levels, False)
+    queries = np.random.default_rng(1).normal(size=[6, 4]).astype(np.float32)
+    for shape in (small.shape(600, 5000), small.shape(0, 5000, dense=0)):
+        scores, ids = search_tree(small, queries, 20, shape, jit_compile=jit_compile)
+        expected = best_held(small, queries, 20)
+        np.testing.assert_array_equal(ids, expected[1])
+        np.testing.assert_allclose(scores, expected[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [3, 40, 700])
+def test_tree_search_has_the_lower_id_of_equals_first(k):
+    small = tree_of(3, True)
+    queries = small_integers(np.random.default_rng(2), 8, 4)
+    scores, ids = search_tree(small, queries, k, small.shape(600, 5000))
+    np.testing.assert_array_equal(scores, best_held(small, queries, k)[0])
+    np.testing.assert_array_equal(scores, np.einsum("qd,qkd->qk", queries, small.vectors[ids]))
+    np.testing.assert_array_equal(np.lexsort([ids, -scores]), np.tile(np.arange(k), [8, 1]))
+
+
+def test_tree_search_keeps_the_lower_ids_where_k_cuts_among_equals():
+    small = tree_of(3, True)
+    queries = small_integers(np.random.default_rng(2), 8, 4)
+    _, ids = search_tree(small, queries, 40, small.shape(600, 5000))
+    np.testing.assert_array_equal(ids, best_held(small, queries, 40)[1])
+
+
+@LEVELS
+def test_tree_search_leaves_out_the_excluded(levels):
+    small = tree_of(levels, False)
+    queries = np.random.default_rng(3).normal(size=[5, 4]).astype(np.float32)
+    _, best = best_held(small, queries, 30)
+    exclude = best[:, ::2].astype(np.int32)
+    exclude[:, -1], exclude[0] = -1, -1
+    _, ids = search_tree(small, queries, 30, small.shape(600, 5000), exclude)
+    np.testing.assert_array_equal(ids, best_held(small, queries, 30, exclude)[1])
+
+
+@LEVELS
+@pytest.mark.parametrize("width, budget", [(1, 32), (3, 600)])
+def test_tree_search_scores_exactly_at_any_budget(levels, width, budget):
+    small = tree_of(levels, False)
+    queries = np.random.default_rng(4).normal(size=[10, 4]).astype(np.float32)
+    shape = small.shape(width, budget)
+    scores, ids = search_tree(small, queries, 200, shape)
+    finite = np.isfinite(scores)
+    assert (scores[~finite] == -np.inf).all() and (ids[~finite] == -1).all()
+    assert np.isin(ids[finite], small.held).all()
+    for query, mine, found, here in zip(queries, scores, ids, finite, strict=True):
+        np.testing.assert_allclose(mine[here], small.vectors[found[here]] @ query, rtol=1e-4, atol=1e-5)
+        assert (np.diff(mine[here]) <= 0).all() and len(set(found[here])) == here.sum()
+        assert 0 < here.sum() <= min(budget, 200)
+
+
+def test_tree_search_finds_most_with_a_small_part_of_the_rows():
+    small = tree_of(3, False)
+    queries = small.vectors[small.held[::90]]
+    found = {}
+    for width, budget in [(4, 64), (8, 400)]:
+        _, ids = search_tree(small, queries, 10, small.shape(width, budget))
+        best = best_held(small, queries, 10)[1]
+        found[budget] = np.mean([np.isin(*each).mean() for each in zip(best, ids, strict=True)])
+    assert found[400] > 0.9 and found[400] > found[64] > 0.2
+
+
+@pytest.mark.parametrize("budget", [64, 5000])
+def test_tree_search_finds_nothing_where_every_row_is_excluded(budget):
+    small = tree_of(3, False)
+    exclude = np.tile(small.held.astype(np.int32), [2, 1])
+    queries = np.random.default_rng(5).normal(size=[2, 4]).astype(np.float32)
+    scores, ids = search_tree(small, queries, 7, small.shape(20, budget), exclude)
+    assert (scores == -np.inf).all() and (ids == -1).all()
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_tree_search_scores_half_precision_rows_in_float32(dtype):
+    small = tree_of(2, False)
+    queries = np.random.default_rng(6).normal(size=[3, 4]).astype(np.float32)
+    exclude = np.full([3, 1], -1, np.int32)
+    rows = tf.cast(small.tree.rows, dtype)
+    scores, ids = tree_top_k(
+        small.levels, rows, small.tree.ids, queries, 5, small.shape(600, 5000), exclude
+    )
+    vectors = tf.cast(tf.cast(small.vectors, dtype), tf.float32).numpy()
+    expected = top_k(queries @ vectors[small.held].T, 5)
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(np.einsum("qd,qkd->qk", queries, vectors[ids]), expected[0], rtol=1e-5)
+
+
+def test_tree_search_reads_no_row_twice_where_the_last_leaf_is_full():
+    """16 full leaves are opened, whose rows are fewer than the budget."""
+    vectors = np.random.default_rng(7).normal(size=[3 * 16, 32, 4]).astype(np.float32)
+    leaves = nodes.statistics(vectors, tf.fill([48, 32], True))
+    tops = nodes.statistics(vectors.reshape(3, 512, 4), tf.fill([3, 512], True))
+    rows, ids = tf.constant(vectors.reshape(-1, 4)), tf.range(3 * 512)
+    exclude = np.full([2, 1], -1, np.int32)
+    shape = Shape(dense=1, width=1, budget=700, fanout=16, leaf_size=32)
+    scores, found = tree_top_k([leaves, tops], rows, ids, vectors[:2, 0], 600, shape, exclude)
+    assert np.isfinite(scores).sum(axis=1).tolist() == [512, 512]
+    for mine in found.numpy():
+        assert len(set(mine[:512])) == 512 and (mine[512:] == -1).all()

@@ -1,10 +1,13 @@
-"""The command `tf-dynidx`: train, search, demo."""
+"""The command `tf-dynidx`: train, search, demo, bench."""
 
 import argparse
 import os
 import sys
 
+from tf_dynidx.cli.bench import index as bench_index
 from tf_dynidx.cli.data import DataError
+
+_FEWEST_ROWS = 1000  # of a benchmark
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_train(commands)
     _add_search(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -112,6 +116,58 @@ def _add_search(commands):
     search.set_defaults(run=_run_search)
 
 
+def _add_bench(commands):
+    bench = commands.add_parser(
+        "bench",
+        help="measure the index on this machine",
+        description="Measures what the index is worth, in figures.",
+    )
+    subjects = bench.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    index = subjects.add_parser(
+        "index",
+        help="the index by itself: sampler, search, speed, upkeep",
+        description="Measures the index on random clustered encodings, and the sampler and the search "
+        "on real ones too where some are given: those of a model that is trained on TARGETS, TRAIN "
+        "and TEST (files as for `tf-dynidx train`), or those of a file. Ctrl-C ends it early; what has "
+        "been measured is printed and written.",
+    )
+    index.add_argument(
+        "--parts",
+        type=_parts,
+        default=bench_index.DEFAULT_PARTS,
+        metavar="PART,...",
+        help=f"of {', '.join(bench_index.PARTS)} (default {','.join(bench_index.DEFAULT_PARTS)}); "
+        "peers needs Faiss or ScaNN, large several GB of memory",
+    )
+    index.add_argument("--targets", metavar="FILE", help="all targets")
+    index.add_argument("--train", metavar="FILE", help="training pairs")
+    index.add_argument("--test", metavar="FILE", help="test pairs, whose queries are measured with")
+    index.add_argument(
+        "--steps", type=_positive_int, default=1000, help="in-batch training steps (default 1000)"
+    )
+    index.add_argument(
+        "--encodings",
+        metavar="FILE",
+        help="NumPy archive (.npz) with the arrays targets and queries, instead of a model",
+    )
+    index.add_argument(
+        "--max-rows",
+        type=_enough_rows,
+        default=1_000_000,
+        metavar="N",
+        help="random targets at most, but for the part large (default 1000000)",
+    )
+    index.add_argument(
+        "--rows",
+        type=_enough_rows,
+        metavar="N",
+        help="random targets of the part large (default 20000000)",
+    )
+    index.add_argument("--seed", type=_seed, default=0, help="default 0")
+    index.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
+    index.set_defaults(run=_run_bench_index)
+
+
 # TensorFlow takes seconds to import; what needs it is imported when it is run, so that --help and
 # a bad argument answer at once.
 
@@ -181,6 +237,33 @@ def _run_search(options) -> int:
 
     print_results(options.query, search(options.export, options.query, options.k))
     return 0
+
+
+def _run_bench_index(options) -> int:
+    names = ("parts", "targets", "train", "test", "encodings", "steps", "max_rows", "rows", "seed")
+    settings = bench_index.Settings(**{name: getattr(options, name) for name in (*names, "report")})
+    inputs = bench_index.read_inputs(settings)
+    _import_tensorflow()
+    return bench_index.bench_index(settings, inputs)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    unknown = [part for part in parts if part not in bench_index.PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"must be of {', '.join(bench_index.PARTS)}, joined by commas. Received: {text!r}"
+        )
+    return parts
+
+
+def _enough_rows(text: str) -> int:
+    value = _positive_int(text)
+    if not _FEWEST_ROWS <= value <= 2**30:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from {_FEWEST_ROWS} to {2**30}. Received: {text}"
+        )
+    return value
 
 
 def _positive_int(text: str) -> int:

@@ -69,12 +69,14 @@ class Trained:
     Attributes:
         report: the dict of the report file.
         export: function from a folder and k to nothing: writes the SavedModel.
+        encodings: function without arguments to float32 [targets, dim] and [test queries, dim].
         interrupted: whether the user stopped it early.
         held_out: metrics on the held-out pairs that the weights were picked by; None without.
     """
 
     report: dict
     export: Callable
+    encodings: Callable
     interrupted: bool
     held_out: dict | None
 
@@ -158,7 +160,10 @@ def train(
             replace=True,
         )
 
-    return Trained(report, export, interrupted, kept)
+    def encodings():
+        return model.encode_corpus(), data.encode_queries(model, data.test)
+
+    return Trained(report, export, encodings, interrupted, kept)
 
 
 class _Data:
@@ -212,16 +217,21 @@ class _Data:
 
     def evaluate(self, model, queries, encoded_corpus=None):
         """Metrics of queries against all targets, encoded afresh."""
-        features, positives, exclude = queries
+        _, positives, exclude = queries
         if encoded_corpus is None:
             encoded_corpus = model.encode_corpus()
-        encoded = np.concatenate(
+        encoded = self.encode_queries(model, queries)
+        return ranking_metrics(positive_ranks(encoded, encoded_corpus, positives, exclude))
+
+    def encode_queries(self, model, queries):
+        """float32 NumPy array [queries, dim]."""
+        features = queries[0]
+        return np.concatenate(
             [
                 model.encode_queries(tf.constant(features[start : start + 1024])).numpy()
                 for start in range(0, len(features), 1024)
             ]
         )
-        return ranking_metrics(positive_ranks(encoded, encoded_corpus, positives, exclude))
 
     def _queries(self, pairs, known):
         """(features, positives, excluded): with ids, the training positives are left out."""

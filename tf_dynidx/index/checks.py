@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+_BLOCK = 65_536  # rows that are looked at at a time
+
 
 def vectors(name, value, dim, stored=tf.float32):
     """`value` as float32 [rows, dim]; ValueError if it is not that, or not finite as `stored`."""
@@ -24,6 +26,42 @@ def vectors(name, value, dim, stored=tf.float32):
                 f"Received: NaN or infinity in row {row}"
             )
     return value
+
+
+def table(name, value, dim):
+    """`value` as a floating NumPy array [rows, dim], not copied if it can be helped; or ValueError."""
+    if isinstance(value, (list, tuple)):
+        value = np.asarray(value, np.float32)
+    value = value.numpy() if hasattr(value, "numpy") else value
+    if not isinstance(value, np.ndarray) or not tf.as_dtype(value.dtype).is_floating:
+        raise ValueError(f"{name} must be floating point. Received: dtype {_dtype_name(value)}")
+    if value.ndim != 2 or value.shape[1] != dim:
+        raise ValueError(f"{name} must have shape [rows, {dim}]. Received: shape {value.shape}")
+    return value
+
+
+def finite(name, value, stored):
+    """Refuses a NumPy array [rows, dim] that is not finite as `stored`, a dtype, with ValueError.
+
+    Reads a block of rows at a time. Returns whether all rows are of norm 1.
+    """
+    stored = stored.as_numpy_dtype
+    on_sphere = True
+    for start in range(0, len(value), _BLOCK):
+        block = value[start : start + _BLOCK]
+        with np.errstate(over="ignore"):
+            block = block.astype(np.float32, copy=False)
+            kept = block if stored == np.float32 else block.astype(stored).astype(np.float32)
+        if not np.isfinite(kept).all():
+            row = start + int(np.argmin(np.isfinite(kept).all(axis=1)))
+            raise ValueError(
+                f"{name} must be finite in {np.dtype(stored).name}; nothing was changed. "
+                f"Received: NaN or infinity in row {row}"
+            )
+        with np.errstate(over="ignore"):
+            norms = np.sqrt(np.einsum("nd,nd->n", block, block))
+        on_sphere = on_sphere and bool((np.abs(norms - 1.0) < 1e-3).all())
+    return on_sphere
 
 
 def rows(name, value, capacity):

@@ -1,19 +1,33 @@
 """`DynamicIndex`: sample from, search and keep true a table of target encodings that moves."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tf_dynidx.index import checks
-from tf_dynidx.index.tree import Tree
-from tf_dynidx.ops import draws, frontier, masses, regression
-from tf_dynidx.ops.leaves import NEVER
+from tf_dynidx.index import build as layout
+from tf_dynidx.index import checks, inspection
+from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEAF_SIZE, Tree
+from tf_dynidx.ops import chains, draws, frontier, masses, regression
+from tf_dynidx.ops.membership import is_among
+from tf_dynidx.ops.nodes import NEVER
+from tf_dynidx.ops.search import ROWS_AT_A_TIME, tree_top_k
 
-_SETTLING_ROUNDS = 6  # rounds of rerouting after a build; by then few rows still change leaf
+_LEAST_BUDGET = 512  # rows that a query reads to draw from, however few the draws; and
+_BUDGET_PER_DRAW = 24  # this many for each draw, so that resampling comes close to exact draws
+_LEAST_SEARCH_BUDGET = 1024  # rows that a search reads for each query, at least; and
+_SEARCH_GROWTH = 20  # this many times sqrt(capacity); and
+_PER_RESULT = 4  # this many for each result
 _LONG_AGO = -(2**30)  # when rows that were never written were written
 _UPKEEP_PARTS = 4  # one upkeep reroutes one part in so many of the leaves, in turn
+_FLOATS = 2**27  # numbers that are held at a time to answer queries: 512 MB
+_METHODS = ("importance", "mh", "top")
+# Lists of rows, leaves or groups of any length are worked off in blocks of one of a few lengths,
+# so that nothing is compiled anew for a length not seen before.
+_LENGTHS = (16, 1024, 4096)  # of lists of rows
+_GROUPS = (16, 128)  # of lists of groups, of which each is 512 slots
 
 
 class Sample(NamedTuple):
@@ -59,8 +73,8 @@ class DynamicIndex(tf.Module):
 
         Args:
             dim: int, the dimension of the encodings.
-            capacity: int, the largest number of rows, at most 2**30. Memory is taken at once: about
-                two slots of `dim` numbers a row.
+            capacity: int, the largest number of rows, at most 2**29. Memory is taken at once: about
+                1.8 slots of `dim` numbers a row, and a tenth of that for the tree; see `memory`.
             dtype: dtype of the row table: "float32" (default), "float16" or "bfloat16" (half the
                 memory; scores are still summed in float32).
             seed: int, seeds every random draw.
@@ -72,8 +86,8 @@ class DynamicIndex(tf.Module):
         super().__init__(name=name)
         self.dim = checks.positive_int("dim", dim)
         self.capacity = checks.positive_int("capacity", capacity)
-        if self.capacity > 2**30:
-            raise ValueError(f"capacity is at most 2**30. Received: capacity={capacity}")
+        if self.capacity > 2**29:
+            raise ValueError(f"capacity is at most 2**29. Received: capacity={capacity}")
         try:
             row_dtype = tf.as_dtype(dtype)
         except TypeError:
@@ -99,8 +113,13 @@ class DynamicIndex(tf.Module):
         self._sample = _compiled(self.draw)
         self._search = _compiled(self._top_k)
         self._bounds = _compiled(self._certify)
-        self._repair_part = _compiled(self._reroute_part)
-        self._tidy = _compiled(self._split_and_refresh)
+        self._insert_block = _compiled(self.tree.insert)
+        self._remove_block = _compiled(self.tree.remove)
+        self._write_block = _compiled(self.write)
+        self._move_block = _compiled(self.tree.move)
+        self._refresh_block = _compiled(self.tree.refresh_groups)
+        self._refresh_above = _compiled(self.tree.refresh_above)
+        self._tidy = _compiled(self.tree.tidy)
 
     @property
     def size(self):
@@ -112,8 +131,11 @@ class DynamicIndex(tf.Module):
     def build(self, embeddings, rows=None, progress=False):
         """Fills the empty index.
 
+        Rows are read a block at a time; beside `embeddings` and the index itself this holds 20 bytes
+        a row and some 500 MB.
+
         Args:
-            embeddings: float [rows, dim], finite.
+            embeddings: float [rows, dim], finite; a tensor, a NumPy array or a memmap.
             rows: int [rows], their ids; default 0, 1, 2, ...
             progress: bool, whether to show a bar.
 
@@ -121,8 +143,8 @@ class DynamicIndex(tf.Module):
             ValueError: the index holds rows already (call `reset` first), there is nothing to build
                 from, there are more rows than `capacity`, or an argument is not as described.
         """
-        embeddings = checks.vectors("embeddings", embeddings, self.dim, self.tree.rows.dtype)
-        number = int(embeddings.shape[0])
+        embeddings = checks.table("embeddings", embeddings, self.dim)
+        number = len(embeddings)
         if self.size:
             raise ValueError(
                 "The index is built already. Call reset() first to build it anew, or update(), "
@@ -136,26 +158,27 @@ class DynamicIndex(tf.Module):
                 "More rows than the index has room for: make it with a larger capacity. "
                 f"Received: {number} embeddings, capacity {self.capacity}"
             )
-        rows = np.arange(number) if rows is None else rows
+        rows = np.arange(number, dtype=np.int32) if rows is None else rows
         rows = checks.rows("rows", rows, self.capacity)
         if len(rows) != number:
             raise ValueError(
                 f"rows and embeddings must agree. Received: {len(rows)} rows, {number} embeddings"
             )
-        self.tree.build(tf.constant(rows), embeddings)
-        self._on_sphere.assign(_all_of_norm_one(embeddings))
-        order = tf.argsort(
-            tf.random.stateless_uniform([number], [self.seed, 0], alg="philox"), stable=True
-        )
-        chosen = tf.gather(rows, order[: self.num_landmarks])
-        padding = self.num_landmarks - int(chosen.shape[0])
-        self.landmarks.assign(tf.pad(chosen, [[0, padding]], constant_values=NEVER))
-        rounds = range(_SETTLING_ROUNDS)
-        for _ in tqdm(rounds, desc="settling the tree", unit="round", disable=not progress):
-            self.repair()
+        on_sphere = checks.finite("embeddings", embeddings, self.tree.rows.dtype)
+        try:
+            layout.build(self.tree, rows, embeddings, progress)
+        except BaseException:
+            self.tree.clear()  # half an index is none, also when it was interrupted
+            raise
+        self._on_sphere.assign(on_sphere)
+        chosen = np.random.default_rng(self.seed).permutation(number)[: self.num_landmarks]
+        padding = [0, self.num_landmarks - len(chosen)]
+        self.landmarks.assign(np.pad(rows[chosen], padding, constant_values=NEVER))
 
     def update(self, rows, embeddings):
-        """Overwrites rows that the index holds, and refreshes the statistics of their leaves.
+        """Overwrites rows that the index holds, and refreshes the statistics above them.
+
+        They stay in their leaves, which is right while they move little; `repair` moves them.
 
         Args:
             rows: int [rows], distinct ids of rows that the index holds.
@@ -164,11 +187,13 @@ class DynamicIndex(tf.Module):
         Raises:
             ValueError: an argument is not as described; nothing was changed.
         """
-        rows, embeddings = self._rows_and_vectors(rows, embeddings)
+        rows, embeddings, on_sphere = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, True)
-        self._on_sphere.assign(self._on_sphere & _all_of_norm_one(embeddings))
-        self.write(rows, embeddings)
-        self.tree.refresh(self._leaves_of(rows))
+        self._on_sphere.assign(self._on_sphere & on_sphere)
+        for block, vectors in _blocks(rows, embeddings):
+            self._write_block(block, vectors)
+        self._refresh(self._groups_of(rows))
+        self._refresh_above()
 
     def insert(self, rows, embeddings):
         """Adds rows that the index does not hold, each to the nearest leaf that has room.
@@ -180,15 +205,18 @@ class DynamicIndex(tf.Module):
         Raises:
             ValueError: an argument is not as described; nothing was changed.
         """
-        rows, embeddings = self._rows_and_vectors(rows, embeddings)
+        rows, embeddings, on_sphere = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, False)
-        self._on_sphere.assign(self._on_sphere & _all_of_norm_one(embeddings))
-        self._stamp(rows)
-        waiting = tf.constant(rows)
-        while not bool(tf.reduce_all(waiting == NEVER)):
-            accepted = self.tree.insert(waiting, embeddings)
-            waiting = tf.where(accepted, NEVER, waiting)
-            self._tidy()
+        self._on_sphere.assign(self._on_sphere & on_sphere)
+        for block, vectors in _blocks(rows, embeddings):
+            self._stamp(block)
+            waiting = block
+            while (waiting != NEVER).any():
+                accepted = self._insert_block(waiting, vectors).numpy()
+                self._refresh(self._groups_of(waiting[accepted]))
+                waiting = np.where(accepted, NEVER, waiting)
+                self._make_room()
+                self._refresh_above()
 
     def remove(self, rows):
         """Takes rows out; their ids are free for `insert`.
@@ -201,9 +229,11 @@ class DynamicIndex(tf.Module):
         """
         rows = checks.rows("rows", rows, self.capacity)
         self._must_hold(rows, True)
-        leaves = self._leaves_of(rows)
-        self.tree.remove(tf.constant(rows), leaves)
-        self.tree.refresh(leaves)
+        groups = self._groups_of(rows)
+        for (block,) in _blocks(rows):
+            self._remove_block(block)
+        self._refresh(groups)
+        self._refresh_above()
 
     def reset(self):
         """Empties the index."""
@@ -211,25 +241,44 @@ class DynamicIndex(tf.Module):
         self._written.assign(tf.fill(self._written.shape, _LONG_AGO))
         self.landmarks.assign(tf.fill(self.landmarks.shape, NEVER))
 
-    def repair(self):
-        """Moves every row to the nearest leaf close by, splits crowded leaves, refreshes statistics.
+    def repair(self, progress=False):
+        """Puts every row that was overwritten since the last time where it belongs now.
+
+        It moves to the nearest leaf of the whole tree that has room; then crowded groups of leaves are
+        regrouped or halved into empty ones, and the statistics of all that changed are measured anew.
+        Time goes with the number of rows that were overwritten.
+
+        Args:
+            progress: bool, whether to show a bar.
 
         Returns:
             int, how many rows changed leaf.
         """
-        moved = sum(int(self._repair_part(part)) for part in tf.range(_UPKEEP_PARTS))
-        self._tidy()
+        rows = np.flatnonzero(self.tree.moved.numpy()[: self.capacity]).astype(np.int32)
+        groups, moved = self._groups_of(rows), 0
+        with tqdm(total=len(rows), desc="repairing", unit="row", disable=not progress) as bar:
+            for (block,) in _blocks(rows):
+                moved += int(self._move_block(block))
+                bar.update(int((block != NEVER).sum()))
+            self._refresh(np.union1d(groups, self._groups_of(rows)))
+            self._make_room()
+            self._refresh_above()
         return moved
 
     # Asking.
 
-    def sample(self, queries, num_samples, beta, exclude=None, seed=None):
+    def sample(self, queries, num_samples, beta, exclude=None, method="importance", seed=None):
         """Draws rows from the softmax over all rows, for each query.
 
-        The heaviest leaves are opened and scored exactly; rows proposed from the others are scored and
-        weighted by how likely they were proposed; the draws are taken from both by weight (importance
-        resampling). The draws of one query are stratified: each has the distribution of an independent
-        draw, and together they vary less.
+        "importance" (the default): the heaviest leaves are opened and scored exactly; rows proposed
+        from the others are scored and weighted by how likely they were proposed; the draws are taken
+        from both by weight (importance resampling). The draws of one query are stratified: each has
+        the distribution of an independent draw, and together they vary less.
+
+        "mh": each draw is the last state of a Metropolis-Hastings chain of its own over such proposals
+        (Monath et al. 2023, section 4), independent of the others.
+
+        "top": no noise; the rows with the highest scores that a search of the same cost finds.
 
         Args:
             queries: float [queries, dim], finite.
@@ -237,52 +286,59 @@ class DynamicIndex(tf.Module):
             beta: float > 0, the inverse temperature.
             exclude: int [queries, excluded], row ids that must not be drawn, padded with -1; default
                 none.
+            method: str, one of the above.
             seed: int [2], for the same draws again; default: the index's own, new at each call.
 
         Returns:
             A `Sample`. For a query with nothing left to draw, all of whose rows are excluded, it holds
-            ids -1 of log_prob -inf.
+            ids -1 of log_prob -inf; so does "top" where it finds fewer rows.
 
         Raises:
-            ValueError: an argument is not as described, or the index is empty.
+            ValueError: an argument is not as described, there are fewer rows than `num_samples`, or
+                the index is empty.
         """
         queries = checks.vectors("queries", queries, self.dim)
         num_samples = checks.positive_int("num_samples", num_samples)
         beta = checks.beta(beta)
+        if method not in _METHODS:
+            raise ValueError(f"method must be one of {', '.join(_METHODS)}. Received: {method!r}")
         size = self._must_not_be_empty()
         if num_samples > size:
             raise ValueError(
                 "More samples than rows: ask for at most as many as the index holds. "
                 f"Received: num_samples={num_samples}, {size} rows"
             )
-        if exclude is None:
-            exclude = tf.fill([tf.shape(queries)[0], 1], NEVER)
-        exclude = tf.cast(exclude, tf.int32)
-        if exclude.shape.rank != 2 or exclude.shape[0] != queries.shape[0]:
-            raise ValueError(
-                "exclude must have shape [queries, excluded], padded with -1. "
-                f"Received: shape {tuple(exclude.shape)} for {queries.shape[0]} queries"
-            )
+        exclude = self._exclusions(exclude, queries)
         seed = self.next_seed() if seed is None else tf.cast(seed, tf.int32)
-        sample = self._sample(queries, beta, exclude, seed, num_samples)
-        found = tf.math.is_finite(sample.log_partition)[:, None]
+        shape = self._sample_shape(num_samples)
+        parts = self._parts(queries, exclude, self._nodes_scored(shape) + shape.budget)
+        seeds = [seed]
+        if len(parts) > 1:
+            seeds = tf.unstack(tf.random.split(seed, len(parts), alg="philox"))
+        sample = _joined(
+            self._sample(some, beta, others, own, num_samples, method)
+            for (some, others), own in zip(parts, seeds, strict=True)
+        )
+        found = tf.math.is_finite(sample.log_partition)[:, None] & tf.math.is_finite(sample.scores)
         return sample._replace(
             ids=tf.where(found, sample.ids, NEVER),
             log_prob=tf.where(found, sample.log_prob, -float("inf")),
         )
 
-    def search(self, queries, k, leaves=None):
+    def search(self, queries, k, budget=None, exclude=None):
         """Finds the rows with the largest q.y, approximately: members of the leaves nearest to q.
 
         Args:
             queries: float [queries, dim], finite.
             k: int, at most the number of rows held.
-            leaves: int, how many leaves to open: more is slower and finds more. Default: one in
-                sixteen, at least 16, and enough to hold k rows; all of them is exact.
+            budget: int, how many rows are scored exactly for a query: more is slower and finds more.
+                Default: 20 sqrt(capacity), at least 1,024 and 4 k. From the number of rows on the
+                search is exact.
+            exclude: int [queries, excluded], row ids to be left out, padded with -1; default none.
 
         Returns:
-            (scores, rows): float32 and int32 [queries, k], best first; where the opened leaves hold
-            fewer than k rows, the rest is (-inf, -1).
+            (scores, rows): float32 and int32 [queries, k], best first, of equals the lower id first.
+            Scores are exact. Where fewer than k rows are found, the rest is (-inf, -1).
 
         Raises:
             ValueError: an argument is not as described, or the index is empty.
@@ -292,11 +348,10 @@ class DynamicIndex(tf.Module):
         size = self._must_not_be_empty()
         if k > size:
             raise ValueError(f"k is at most the number of rows held. Received: k={k}, {size} rows")
-        in_use = int(tf.reduce_sum(tf.cast(self.tree.counts > 0, tf.int32)))
-        if leaves is None:
-            leaves = max(16, in_use // 16, 2 * k * in_use // size + 1)
-        leaves = min(checks.positive_int("leaves", leaves), in_use)
-        return self._search(queries, k, leaves)
+        exclude = self._exclusions(exclude, queries)
+        shape = self._search_shape(k, budget)
+        parts = self._parts(queries, exclude, self._nodes_scored(shape) + ROWS_AT_A_TIME)
+        return _joined(self._search(some, k, shape, others) for some, others in parts)
 
     def log_partition(self, queries, beta):
         """Log of the sum of exp(beta q.y) over all rows, estimated and bounded.
@@ -307,7 +362,8 @@ class DynamicIndex(tf.Module):
 
         Returns:
             (lower, estimate, upper), float32 [queries] each. The bounds hold up to float32 rounding,
-            about 1e-5 * (beta |q| |y| + 1); proof in `tf_dynidx.ops.masses.log_mass_bounds`.
+            about 1e-5 * (beta |q| |y| + 1); proof in docs/tree.md. Between `write` and the next upkeep
+            they need not hold.
 
         Raises:
             ValueError: an argument is not as described, or the index is empty.
@@ -316,6 +372,60 @@ class DynamicIndex(tf.Module):
         self._must_not_be_empty()
         return self._bounds(queries, checks.beta(beta))
 
+    def sample_cost(self, num_samples):
+        """Dot products that `sample` takes for a query; a node's centre and variance count one each.
+
+        Args:
+            num_samples: int.
+
+        Returns:
+            int.
+        """
+        shape = self._sample_shape(checks.positive_int("num_samples", num_samples))
+        return 2 * self._nodes_scored(shape) + shape.budget
+
+    def search_cost(self, k, budget=None):
+        """Dot products that `search` takes for a query, nodes included.
+
+        Args:
+            k, budget: as for `search`.
+
+        Returns:
+            int.
+        """
+        shape = self._search_shape(checks.positive_int("k", k), budget)
+        return self._nodes_scored(shape) + min(shape.budget, self.capacity)
+
+    def stats(self):
+        """What the tree looks like: a dict of plain numbers and lists of them by level; see the keys.
+
+        Returns:
+            dict: `size`, `capacity`, `levels` (a list, from the leaves up, of dicts of `nodes` in use,
+            `places` for nodes, `rows` a node (mean and largest), `children` a node (mean), `radius`
+            (median and largest), `variance` (mean over rows of the squared distance from the
+            centre)), `dense_level` (all of whose nodes a query scores), `moved_rows` (overwritten
+            since the last repair), `landmarks`.
+        """
+        return inspection.stats(self)
+
+    def check(self):
+        """Verifies every invariant of the tree, row by row.
+
+        Raises:
+            RuntimeError: one does not hold; says which. After `write` or `correct` statistics are
+                behind until the next upkeep or repair, and this says so.
+        """
+        inspection.check(self)
+
+    def memory(self):
+        """How many bytes live where.
+
+        Returns:
+            dict of name to bytes: `rows` (the table), `ids` (ids of slots and slots of ids),
+            `statistics` of the nodes, `ages` of the rows, `total`.
+        """
+        return inspection.memory(self)
+
     # Inside a training step: no checks, static shapes.
 
     def next_seed(self):
@@ -323,25 +433,29 @@ class DynamicIndex(tf.Module):
         count = self._calls.assign_add(1)
         return tf.stack([tf.cast(self.seed + 1, tf.int32), tf.cast(count, tf.int32)])
 
-    def draw(self, queries, beta, exclude, seed, num_samples):
+    def draw(self, queries, beta, exclude, seed, num_samples, method="importance"):
         """`sample`, without checks: for use inside a training step."""
-        # Four proposals a draw make resampling close to exact draws; below 64 the estimate of the
-        # partition function is noisy whatever the number of draws.
-        proposals = max(64, 4 * num_samples)
-        width = min(max(16, proposals // 16), self.tree.num_leaves)
+        tree, shape = self.tree, self._sample_shape(num_samples)
+        levels = tree.levels
+        if method == "top":
+            scores, ids = tree_top_k(levels, tree.rows, tree.ids, queries, num_samples, shape, exclude)
+            log_partition = self._certify(queries, beta)[1]
+            return Sample(ids, scores, beta * scores - log_partition[:, None], log_partition)
         seeds = tf.random.split(seed, 2, alg="philox")
-        leaves = self.tree.leaves
-        front = frontier.open_leaves(leaves, queries, beta, width, exclude)
-        pool = frontier.pool(leaves, front, queries, beta, proposals, exclude, seeds[0])
-        entry = draws.categorical(pool.log_weights, num_samples, seeds[1])
-        scores = tf.gather(pool.scores, entry, batch_dims=1)
-        log_partition = pool.log_partition
-        return Sample(
-            tf.gather(pool.ids, entry, batch_dims=1),
-            scores / beta,
-            scores - log_partition[:, None],
-            log_partition,
-        )
+        front = frontier.open_nodes(levels, queries, beta, shape, shape.budget // 8)
+        if method == "mh":
+            ids, scores, log_partition = self._chains(
+                front, queries, beta, exclude, shape, num_samples, seed
+            )
+        else:
+            pool = frontier.pool(
+                tree.rows, tree.ids, levels, front, queries, beta, shape, exclude, seeds[0]
+            )
+            entry = draws.categorical(pool.log_weights, num_samples, seeds[1])
+            ids = tf.gather(pool.ids, entry, batch_dims=1)
+            scores = tf.gather(pool.scores, entry, batch_dims=1)
+            log_partition = pool.log_partition
+        return Sample(ids, scores / beta, scores - log_partition[:, None], log_partition)
 
     def write(self, rows, embeddings):
         """Writes back encodings, ids that are no row ignored. Statistics follow at the next upkeep."""
@@ -363,25 +477,31 @@ class DynamicIndex(tf.Module):
         after = tf.where(known[:, None], tf.cast(fresh, tf.float32), 0.0)
         behind = tf.where(known, self._share_behind(self.landmarks), 0.0)
         matrix = regression.fit_change(before, after, behind)
-        rows = tf.cast(tf.reshape(self.tree.rows, [-1, self.dim]), tf.float32)
-        behind = self._share_behind(tf.reshape(self.tree.ids, [-1]))
+        rows = tf.cast(self.tree.rows, tf.float32)
+        behind = self._share_behind(self.tree.ids)
         rows = regression.apply_change(rows, matrix, behind[:, None])
         # A linear map leaves the sphere that unit-norm encodings lie on; they go back to it.
         squares = tf.matmul(rows**2, tf.ones([self.dim, 1]))
         shrink = tf.where(self._on_sphere, tf.math.rsqrt(tf.maximum(squares, 1e-12)), 1.0)
-        rows = tf.reshape(rows * shrink, self.tree.rows.shape)
+        rows = rows * shrink
         # Emptied slots stay zero: moved again and again, nothing would keep what they held finite.
-        rows = tf.where((self.tree.ids != NEVER)[:, :, None], rows, 0.0)
+        live = self.tree.ids != NEVER
+        rows = tf.where(live[:, None], rows, 0.0)
         self.tree.rows.assign(tf.cast(rows, self.tree.rows.dtype))
+        self.tree.moved.assign(self.tree.slots < self.tree.num_slots)
         self.write(tf.where(known, self.landmarks, NEVER), after)
         self._corrected.assign(self._clock)
 
     def upkeep(self):
-        """Reroutes one part of the leaves, splits crowded ones, refreshes all statistics."""
+        """Reroutes one part of the leaves, tidies crowded groups, refreshes all statistics."""
         part = tf.math.floormod(self._upkeep, _UPKEEP_PARTS)
-        self._reroute_part(part)
+        number = self.tree.widths[0]
+        leaves = part + tf.range(-(-number // _UPKEEP_PARTS)) * _UPKEEP_PARTS
+        # Past the end the scratch leaf stands in: it is empty, and repeating it is harmless.
+        self.tree.reroute(tf.minimum(leaves, number))
+        self.tree.tidy(max(1, self.tree.num_groups // 64))
+        self.tree.refresh()
         self._upkeep.assign_add(1)
-        self._split_and_refresh()
 
     # Helpers.
 
@@ -399,63 +519,138 @@ class DynamicIndex(tf.Module):
         share = tf.cast(self._clock - written, tf.float32) / tf.cast(period, tf.float32)
         return tf.minimum(share, 1.0)
 
-    def _reroute_part(self, part):
-        """Reroutes every `_UPKEEP_PARTS`-th leaf, from the given one on."""
-        steps = tf.range(-(-self.tree.num_leaves // _UPKEEP_PARTS))
-        # Past the end the scratch leaf stands in: it is empty, and repeating it is harmless.
-        leaves = tf.minimum(part + steps * _UPKEEP_PARTS, self.tree.num_leaves)
-        return self.tree.reroute(leaves)
-
-    def _split_and_refresh(self):
-        self.tree.split(max(1, self.tree.num_leaves // 64))
-        self.tree.refresh()
-
-    def _top_k(self, queries, k, leaves):
-        """Opens `leaves` leaves by centre, a few at a time, and keeps the best k."""
-        tree = self.tree
-        closeness = tf.matmul(queries, tree.centres, transpose_b=True)
-        closeness = tf.where(tree.counts > 0, closeness, -float("inf"))
-        _, order = tf.math.top_k(closeness, leaves)
+    def _chains(self, front, queries, beta, exclude, shape, num_samples, seed):
+        """Draws by Metropolis-Hastings over proposals from the frontier; log partition by the same."""
+        tree, levels = self.tree, self.tree.levels
+        seeds = tf.random.split(seed, 4, alg="philox")
         batch = tf.shape(queries)[0]
-        best = tf.fill([batch, k], -float("inf"))
-        rows = tf.fill([batch, k], NEVER)
-        for start in range(0, leaves, 8):
-            opened = order[:, start : start + 8]
-            block = tf.cast(tf.gather(tree.rows, opened), tf.float32)
-            ids = tf.gather(tree.ids, opened)
-            dots = tf.einsum("qd,qwsd->qws", queries, block)
-            dots = tf.where(ids == NEVER, -float("inf"), dots)
-            flat = [batch, ids.shape[1] * ids.shape[2]]
-            best = tf.concat([best, tf.reshape(dots, flat)], axis=1)
-            rows = tf.concat([rows, tf.reshape(ids, flat)], axis=1)
-            best, kept = tf.math.top_k(best, k)
-            rows = tf.gather(rows, kept, batch_dims=1)
-        return best, rows
+        position = tf.range(shape.budget)[None]
+        slots = frontier.member_slots(front, position, shape.leaf_size)
+        scores = beta * frontier.dots(queries, tree.rows, slots)
+        scores = tf.where(position < front.members[:, None], scores, -float("inf"))
+        rest = frontier.capped_log_masses(front.rest, beta)
+        rest = tf.reduce_logsumexp(rest, axis=1, keepdims=True)
+        log_weights = tf.concat([scores, rest], axis=1)
+        # Proposals of a chain must be independent of one another: not stratified.
+        proposals = num_samples * max(16, shape.budget // num_samples)
+        entry = draws.entries_at(log_weights, draws.uniforms([batch, proposals], seeds[0]))
+        drawn, log_q = frontier.propose(
+            levels, front.rest, beta, shape, draws.uniforms([batch, proposals], seeds[1]), seeds[2]
+        )
+        member = entry < shape.budget
+        slots = tf.where(
+            member, tf.gather(slots, tf.minimum(entry, shape.budget - 1), batch_dims=1), drawn
+        )
+        scores = beta * frontier.dots(queries, tree.rows, slots)
+        ids = tf.gather(tree.ids, slots)
+        absent = (ids == NEVER) | is_among(ids, exclude) | ~(member | tf.math.is_finite(log_q))
+        log_ratios = tf.where(member, 0.0, scores - log_q - rest)
+        log_ratios = tf.where(absent, -float("inf"), log_ratios)
+        log_partition = (
+            tf.reduce_logsumexp(log_weights, axis=1)
+            + tf.reduce_logsumexp(log_ratios, axis=1)
+            - tf.math.log(float(proposals))
+        )
+        last = chains.last_states(log_ratios, num_samples, seeds[3])
+        ids, scores = tf.gather(ids, last, batch_dims=1), tf.gather(scores, last, batch_dims=1)
+        found = tf.math.is_finite(tf.gather(log_ratios, last, batch_dims=1))
+        return ids, tf.where(found, scores, -float("inf")), log_partition
+
+    def _top_k(self, queries, k, shape, exclude):
+        tree = self.tree
+        return tree_top_k(tree.levels, tree.rows, tree.ids, queries, k, shape, exclude)
 
     def _certify(self, queries, beta):
-        leaves = self.tree.leaves
-        exclude = tf.fill([tf.shape(queries)[0], 1], NEVER)
-        front = frontier.open_leaves(leaves, queries, beta, min(16, self.tree.num_leaves), exclude)
-        lower, upper = masses.log_mass_bounds(
-            queries, beta, leaves.counts, leaves.centres, leaves.radii
+        tree, shape = self.tree, self._sample_shape(1)
+        front = frontier.open_nodes(tree.levels, queries, beta, shape, 0)
+        position = tf.range(shape.budget)[None]
+        slots = frontier.member_slots(front, position, shape.leaf_size)
+        scores = beta * frontier.dots(queries, tree.rows, slots)
+        scores = tf.where(position < front.members[:, None], scores, -float("inf"))
+        lower, estimate, upper = [scores], [scores], [scores]
+        for each in front.rest:
+            closed = tf.math.is_finite(each.log_masses)
+            least, most = masses.log_mass_bounds(each.along, each.spread, each.counts, beta)
+            lower.append(tf.where(closed, least, -float("inf")))
+            estimate.append(each.log_masses)
+            upper.append(tf.where(closed, most, -float("inf")))
+        return tuple(
+            tf.reduce_logsumexp(tf.concat(parts, axis=1), axis=1) for parts in (lower, estimate, upper)
         )
-        closed = tf.math.is_finite(front.rest)
 
-        def total(rest):
-            rest = tf.where(closed, rest, -float("inf"))
-            return tf.reduce_logsumexp(tf.concat([front.scores, rest], axis=1), axis=1)
+    def _sample_shape(self, num_samples):
+        """What a query looks at to draw: half of its dot products go to nodes, half to rows."""
+        budget = max(_LEAST_BUDGET, _BUDGET_PER_DRAW * num_samples)
+        budget = min(budget, max(_LEAST_BUDGET, 2 * self.capacity))
+        return frontier.Shape(self.tree.dense, budget // (2 * FANOUT), budget, FANOUT, LEAF_SIZE)
 
-        return total(lower), total(front.rest), total(upper)
+    def _search_shape(self, k, budget):
+        """What a query looks at to search: the more rows it reads, the better the nodes are picked."""
+        if budget is None:
+            least = _SEARCH_GROWTH * math.isqrt(self.capacity)
+            budget = max(_LEAST_SEARCH_BUDGET, least, _PER_RESULT * k)
+        budget = checks.positive_int("budget", budget)
+        if budget >= self.capacity:
+            # Every leaf of every node.
+            return frontier.Shape(0, 0, self.tree.num_slots, FANOUT, LEAF_SIZE)
+        width = max(8, round(budget**0.8 / 7))
+        return frontier.Shape(self.tree.dense, width, budget, FANOUT, LEAF_SIZE)
+
+    def _nodes_scored(self, shape):
+        widths = self.tree.widths
+        total = width = widths[shape.dense]
+        for _ in range(shape.dense):
+            width = min(shape.width, width) * FANOUT
+            total += width
+        return total
+
+    def _groups_of(self, rows):
+        return np.unique(tf.gather(self.tree.slots, rows).numpy() // GROUP).astype(np.int32)
+
+    def _refresh(self, groups):
+        for (block,) in _blocks(groups, filler=self.tree.num_groups, lengths=_GROUPS):
+            self._refresh_block(block)
+
+    def _make_room(self):
+        """Tidies until no group is crowded that can be helped."""
+        left = None
+        while True:
+            counts = self.tree.counts[0].numpy()[: self.tree.widths[0]].reshape(-1, FANOUT)
+            total = counts.sum(axis=1)
+            loose = (total <= CROWDED_GROUP) & (counts.max(axis=1) >= CROWDED_LEAF)
+            crowded = (total > CROWDED_GROUP) & (total == 0).any()
+            before, left = left, int(loose.sum() + crowded.sum())
+            # Empty groups may be where no crowded one can reach them.
+            if left == 0 or left == before:
+                return
+            self._refresh(np.unique(self._tidy(_GROUPS[0])))
+
+    def _parts(self, queries, exclude, vectors):
+        """Queries and exclusions in parts, given how many vectors are held for each query at a time."""
+        size = max(1, _FLOATS // (2 * self.dim * vectors))
+        starts = range(0, max(1, len(queries)), size)
+        return [(queries[each : each + size], exclude[each : each + size]) for each in starts]
+
+    def _exclusions(self, exclude, queries):
+        if exclude is None:
+            return tf.fill([tf.shape(queries)[0], 1], NEVER)
+        exclude = tf.convert_to_tensor(exclude)
+        if not exclude.dtype.is_integer or exclude.shape.rank != 2 or exclude.shape[0] != len(queries):
+            raise ValueError(
+                "exclude must be integers of shape [queries, excluded], padded with -1. Received: "
+                f"shape {tuple(exclude.shape)}, dtype {exclude.dtype.name} for {len(queries)} queries"
+            )
+        return tf.cast(exclude, tf.int32)
 
     def _rows_and_vectors(self, rows, embeddings):
         rows = checks.rows("rows", rows, self.capacity)
-        embeddings = checks.vectors("embeddings", embeddings, self.dim, self.tree.rows.dtype)
-        if len(rows) != embeddings.shape[0]:
+        embeddings = checks.table("embeddings", embeddings, self.dim)
+        if len(rows) != len(embeddings):
             raise ValueError(
                 "rows and embeddings must agree; nothing was changed. "
-                f"Received: {len(rows)} rows, {embeddings.shape[0]} embeddings"
+                f"Received: {len(rows)} rows, {len(embeddings)} embeddings"
             )
-        return rows, embeddings
+        return rows, embeddings, checks.finite("embeddings", embeddings, self.tree.rows.dtype)
 
     def _must_hold(self, rows, held):
         found = self.tree.contains(tf.constant(rows)).numpy()
@@ -477,12 +672,27 @@ class DynamicIndex(tf.Module):
             raise ValueError("The index is empty: call build() first. Received: 0 rows")
         return size
 
-    def _leaves_of(self, rows):
-        return tf.unique(self.tree.places(tf.constant(rows))[:, 0])[0]
+
+def _joined(parts):
+    """Results for parts of the queries, as one."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
+    joined = [tf.concat(each, axis=0) for each in zip(*parts, strict=True)]
+    return type(parts[0])(*joined) if hasattr(parts[0], "_fields") else tuple(joined)
 
 
-def _all_of_norm_one(vectors):
-    return tf.reduce_all(tf.abs(tf.norm(vectors, axis=1) - 1.0) < 1e-3)
+def _blocks(names, vectors=None, filler=NEVER, lengths=_LENGTHS):
+    """Cuts int32 names, and vectors if given, into blocks of one of a few lengths, padded."""
+    length = next((each for each in lengths if len(names) <= each), lengths[-1])
+    for start in range(0, len(names), length):
+        mine = names[start : start + length]
+        missing = length - len(mine)
+        block = (np.pad(mine, [0, missing], constant_values=filler),)
+        if vectors is not None:
+            those = np.asarray(vectors[start : start + length], np.float32)
+            block += (np.pad(those, [[0, missing], [0, 0]]),)
+        yield block
 
 
 def _compiled(function):

@@ -1,25 +1,36 @@
-"""The tree: rows in leaves of fixed size, and the upkeep of leaves while rows move."""
+"""The tree: rows in leaves of fixed size, nodes over the leaves, and what keeps them true."""
 
 import math
 
 import tensorflow as tf
 
-from tf_dynidx.ops import leaves as leaf_ops
-from tf_dynidx.ops.leaves import NEVER
+from tf_dynidx.ops import grouping, nodes, routing
+from tf_dynidx.ops.nodes import NEVER, Level
 
-_FILL = 0.65  # share of a leaf's slots in use after a build: the rest is room for rows to move into
-_SPARE = 0.25  # leaves kept empty, as a share of those in use, for splits
-_NEIGHBOURS = 32  # leaves that a row may move to in one round: those nearest to its own
-_CROWDED = 0.9  # share of slots in use above which a leaf is split
-_SPARSE = 0.1  # share of slots in use below which a leaf is emptied into its neighbours
+LEAF_SIZE = 32  # slots of a leaf: few enough that its mass is read well off its statistics
+FANOUT = 16  # children of an inner node
+GROUP = LEAF_SIZE * FANOUT  # slots of a node of level 1, which is what is regrouped at a time
+_FILL = 0.55  # rows that the tree is made for, as a share of its slots: the rest is room to move
+_FILL_DEEP = 0.5  # the same where there are nodes above level 1, which are not all filled either
+_DENSE = 2048  # nodes that a query scores all at once, at least; and
+_DENSE_GROWTH = 4  # this many times sqrt(capacity), so that no level below is read too often
+CROWDED_LEAF = LEAF_SIZE - 1  # rows from which on the leaf's group is regrouped
+_REGROUPED_LEAF = LEAF_SIZE - 3  # rows that a leaf has at most after regrouping
+CROWDED_GROUP = FANOUT * _REGROUPED_LEAF  # rows above which a group is halved
+_SPARSE_GROUP = GROUP // 20  # rows below which a group is given up and its rows go elsewhere
+_NEAR = 4  # groups whose leaves a row may move to
+_LLOYD = 5  # k-means iterations of a regrouping
+_BLOCK = 256  # groups that are read at a time, where all are
 
 
 class Tree(tf.Module):
-    """Rows of a table, kept in leaves: small groups of near neighbours, each a block of memory.
+    """Rows of a table in leaves of near neighbours, and levels of nodes over them.
 
-    One level of nodes over the rows. There are about 8 sqrt(capacity) leaves, so that scoring all of
-    them and scoring the members of a few cost about the same. Every method below works on variables
-    in place, has static shapes and may be called inside a `tf.function`, compiled by XLA or not.
+    Leaf i holds the slots 32 i to 32 i + 31, its live rows first; node i of level l + 1 holds the nodes
+    16 i to 16 i + 15 of level l: members of a node of any level are contiguous in slots, and no
+    pointers are kept. The number of levels follows from the capacity: levels are added until the
+    topmost has no more nodes than one matrix product scores easily. Every method works on variables in
+    place, has static shapes and may be called inside a `tf.function`, compiled by XLA or not.
 
     Row ids are the caller's: 0 to capacity - 1.
     """
@@ -35,53 +46,65 @@ class Tree(tf.Module):
         """
         super().__init__(name=name)
         self.dim, self.capacity = dim, capacity
-        depth = max(0, round(math.log2(8 * math.sqrt(capacity))))
-        # Never more leaves than half the rows: a leaf of one row saves nothing.
-        depth = min(depth, max(0, int(math.log2(max(1, capacity // 2)))))
-        self.leaf_size = 8 * math.ceil(capacity / 2**depth / _FILL / 8)
-        self.num_leaves = 2**depth + max(1, math.ceil(_SPARE * 2**depth))
-        total = self.num_leaves + 1  # the last one is scratch
+        self.widths, self.dense = _plan(capacity)
+        # One node more at the top, and so at each level: scratch.
+        sizes = [FANOUT ** (len(self.widths) - 1 - level) for level in range(len(self.widths))]
+        sizes = [width + size for width, size in zip(self.widths, sizes, strict=True)]
+        slots = sizes[0] * LEAF_SIZE
 
         def state(shape, dtype, name, fill=0):
             return tf.Variable(tf.fill(shape, tf.cast(fill, dtype)), trainable=False, name=name)
 
-        self.rows = state([total, self.leaf_size, dim], dtype, "rows")
-        self.ids = state([total, self.leaf_size], tf.int32, "ids", NEVER)
-        self.counts = state([total], tf.int32, "counts")
-        self.centres = state([total, dim], tf.float32, "centres")
-        self.variances = state([total, dim], tf.float32, "variances")
-        self.radii = state([total], tf.float32, "radii")
-        self._scratch = self.num_leaves * self.leaf_size
+        self.rows = state([slots, dim], dtype, "rows")
+        self.ids = state([slots], tf.int32, "ids", NEVER)
         # Slot of each row id; the last entry stands for ids that are not rows.
-        self.slots = state([capacity + 1], tf.int32, "slots", self._scratch)
+        self.slots = state([capacity + 1], tf.int32, "slots", self.num_slots)
+        self.counts = [state([size], tf.int32, f"counts_{i}") for i, size in enumerate(sizes)]
+        self.moments = [
+            state([size, 2 * dim], tf.float32, f"moments_{i}") for i, size in enumerate(sizes)
+        ]
+        self.radii = [state([size], tf.float32, f"radii_{i}") for i, size in enumerate(sizes)]
+        self.representatives = [
+            state([size], tf.int32, f"representatives_{i}") for i, size in enumerate(sizes)
+        ]
+        # Whether a row has been overwritten since it was last put where it belongs.
+        self.moved = state([capacity + 1], tf.bool, "moved")
 
     @property
-    def leaves(self):
-        """The state as `tf_dynidx.ops.leaves.Leaves`."""
-        return leaf_ops.Leaves(
-            self.rows, self.ids, self.counts, self.centres, self.variances, self.radii
-        )
+    def levels(self):
+        """The nodes, from the leaves up: list of `tf_dynidx.ops.nodes.Level`."""
+        fields = zip(self.counts, self.moments, self.radii, self.representatives, strict=True)
+        return [Level(*each) for each in fields]
+
+    @property
+    def num_slots(self):
+        """int, the number of slots for rows, and the first slot of scratch."""
+        return self.widths[0] * LEAF_SIZE
+
+    @property
+    def num_groups(self):
+        """int, the number of nodes of level 1."""
+        return self.widths[1]
 
     @property
     def size(self):
         """int32 scalar, the number of rows held."""
-        return tf.reduce_sum(self.counts)
+        return tf.reduce_sum(self.counts[-1])
 
     # Rows, by id.
 
-    def places(self, ids):
-        """Leaf and slot of each row id: int32 [ids, 2]; a scratch place for an id that is no row."""
+    def slots_of(self, ids):
+        """Slot of each row id, int32 of the same shape; a scratch slot for an id that is no row."""
         known = (ids >= 0) & (ids < self.capacity)
-        slots = tf.gather(self.slots, tf.where(known, ids, self.capacity))
-        return tf.stack([slots // self.leaf_size, slots % self.leaf_size], axis=1)
+        return tf.gather(self.slots, tf.where(known, ids, self.capacity))
 
     def contains(self, ids):
-        """Whether each id is a row: bool [ids]."""
-        return self.places(ids)[:, 0] < self.num_leaves
+        """Whether each id is a row: bool of the same shape."""
+        return self.slots_of(ids) < self.num_slots
 
     def read(self, ids):
         """The rows of the given ids: float32 [ids, dim]. An id that is no row reads anything."""
-        return tf.cast(leaf_ops.gather_places(self.rows, self.places(ids)), tf.float32)
+        return tf.cast(tf.gather(self.rows, self.slots_of(ids)), tf.float32)
 
     def write(self, ids, vectors):
         """Overwrites rows where they are; an id that is no row is ignored.
@@ -89,140 +112,254 @@ class Tree(tf.Module):
         The statistics of their leaves are as before until `refresh` is called: estimates stay usable
         meanwhile, bounds do not.
         """
-        places = self.places(ids)
+        slots = self.slots_of(ids)
         # Zeros to scratch: its statistics are computed with all others and must stay finite.
-        vectors = tf.where(places[:, :1] < self.num_leaves, vectors, 0.0)
-        self.rows.scatter_nd_update(places, tf.cast(vectors, self.rows.dtype))
+        vectors = tf.where(slots[:, None] < self.num_slots, vectors, 0.0)
+        _scatter(self.rows, slots, tf.cast(vectors, self.rows.dtype))
+        self.mark(ids, slots < self.num_slots)
 
     # Statistics.
 
-    def refresh(self, leaves=None):
-        """Recomputes centre, variance and radius of the given leaves (int32 [leaves]), or of all."""
-        if leaves is None:
-            centres, variances, radii = leaf_ops.statistics(self.rows, self.counts)
-            self.centres.assign(centres)
-            self.variances.assign(variances)
-            self.radii.assign(radii)
-            return
-        centres, variances, radii = leaf_ops.statistics(
-            tf.gather(self.rows, leaves), tf.gather(self.counts, leaves)
+    def refresh(self):
+        """Recomputes all statistics."""
+        leaves, tops = self._measure_all()
+        for mine, new in zip((*self.levels[0], *self.levels[1]), (*leaves, *tops), strict=True):
+            mine.assign(new)
+        self.refresh_above()
+
+    def refresh_groups(self, groups):
+        """Recomputes the statistics of some groups and their leaves, measured row by row.
+
+        Args:
+            groups: int32 [groups], nodes of level 1, scratch included. Once all are refreshed that have
+                changed, call `refresh_above`.
+        """
+        leaves, tops = self._measure(groups)
+        children = tf.reshape(groups[:, None] * FANOUT + tf.range(FANOUT), [-1])
+        for mine, new in zip(self.levels[0], leaves, strict=True):
+            _scatter(mine, children, new)
+        for mine, new in zip(self.levels[1], tops, strict=True):
+            _scatter(mine, groups, new)
+
+    def refresh_above(self):
+        """Recomputes the statistics of the nodes above level 1 from those of their children.
+
+        Centre and variance exactly; the radius is the least that the children's centres and radii
+        guarantee.
+        """
+        for below in range(1, len(self.widths) - 1):
+            self._combine(below)
+
+    def _measure(self, groups):
+        """Statistics of groups: `Level`s of their leaves and of themselves, slots counted from 0."""
+        number = tf.shape(groups)[0]
+        first = groups * GROUP
+        slots = first[:, None] + tf.range(GROUP)
+        rows, live = tf.gather(self.rows, slots), tf.gather(self.ids, slots) != NEVER
+        leaves = nodes.statistics(
+            tf.reshape(rows, [-1, LEAF_SIZE, self.dim]), tf.reshape(live, [-1, LEAF_SIZE])
         )
-        where = leaves[:, None]
-        self.centres.scatter_nd_update(where, centres)
-        self.variances.scatter_nd_update(where, variances)
-        self.radii.scatter_nd_update(where, radii)
+        counts, moments = nodes.combined(
+            tf.reshape(leaves.counts, [number, FANOUT]),
+            tf.reshape(leaves.moments, [number, FANOUT, 2 * self.dim]),
+        )
+        radii, representatives = nodes.reach(rows, live, moments[:, : self.dim])
+        start = tf.reshape(first[:, None] + tf.range(FANOUT) * LEAF_SIZE, [-1])
+        leaves = leaves._replace(representatives=leaves.representatives + start)
+        return leaves, Level(counts, moments, radii, representatives + first)
+
+    def _measure_all(self):
+        """`_measure` of all groups, some at a time: memory does not grow with the number of rows."""
+        total = self.counts[1].shape[0]
+        block = min(_BLOCK, total)
+        blocks = -(-total // block)
+        if blocks == 1:
+            return self._measure(tf.range(total))
+        # Past the end the last group is measured again, and dropped.
+        signature = tuple(
+            Level(*(tf.TensorSpec([block * times, *field.shape[1:]], field.dtype) for field in level))
+            for level, times in zip(self.levels[:2], (FANOUT, 1), strict=True)
+        )
+        measured = tf.map_fn(
+            lambda start: self._measure(tf.minimum(start + tf.range(block), total - 1)),
+            tf.range(blocks) * block,
+            fn_output_signature=signature,
+            parallel_iterations=1,
+        )
+        return tuple(
+            Level(
+                *(
+                    tf.reshape(field, [-1, *mine.shape[1:]])[: mine.shape[0]]
+                    for field, mine in zip(level, own, strict=True)
+                )
+            )
+            for level, own in zip(measured, self.levels[:2], strict=True)
+        )
+
+    def _combine(self, below):
+        """Statistics of level `below` + 1 from those of level `below`."""
+        parents = self.counts[below + 1].shape[0]
+        mine, above = self.levels[below], self.levels[below + 1]
+        counts = tf.reshape(mine.counts, [parents, FANOUT])
+        moments = tf.reshape(mine.moments, [parents, FANOUT, 2 * self.dim])
+        total, combined = nodes.combined(counts, moments)
+        away = tf.norm(moments[:, :, : self.dim] - combined[:, None, : self.dim], axis=2)
+        reach = away + tf.reshape(mine.radii, [parents, FANOUT])
+        live = counts > 0
+        nearest = tf.argmin(tf.where(live, away, float("inf")), axis=1, output_type=tf.int32)
+        candidates = tf.reshape(mine.representatives, [parents, FANOUT])
+        above.counts.assign(total)
+        above.moments.assign(combined)
+        above.radii.assign(tf.reduce_max(tf.where(live, reach, 0.0), axis=1))
+        above.representatives.assign(tf.gather(candidates, nearest, batch_dims=1))
+
+    def mark(self, ids, moved):
+        """Notes whether rows (int32 [ids]) have moved: bool [ids]. An id that is no row is ignored."""
+        known = (ids >= 0) & (ids < self.capacity)
+        _scatter(self.moved, tf.where(known, ids, self.capacity), moved)
 
     # Structure.
 
-    def build(self, ids, vectors):
-        """Lays out rows in an empty tree: halved along the longest direction until they fit leaves.
+    def fill(self, groups, rows, ids):
+        """Replaces what groups hold; their leaves' live rows come first.
 
         Args:
-            ids: int32 [rows], distinct.
-            vectors: float32 [rows, dim].
+            groups: int32 [groups], nodes of level 1, distinct but for scratch.
+            rows: float [groups, 512, dim].
+            ids: int32 [groups, 512], `NEVER` where there is no row.
         """
-        number = int(ids.shape[0])
-        per_leaf = (_FILL + 0.1) * self.leaf_size  # so that a full capacity gives 2**depth leaves
-        depth = max(0, math.ceil(math.log2(number / per_leaf)))
-        width = math.ceil(number / 2**depth)
-        # Every leaf gets the same number of places; the few left over hold copies, spread evenly,
-        # which go the way of their originals and are dropped at the end.
-        extra = 2**depth * width - number
-        # In whole numbers: float32 knows no odd ones above 2**24, and would point past the end.
-        copies = tf.cast(tf.range(extra, dtype=tf.int64) * number // max(extra, 1), tf.int32)
-        members = tf.concat([tf.range(number), copies], axis=0)
-        original = tf.concat([tf.ones(number, tf.bool), tf.zeros(extra, tf.bool)], axis=0)
-        group = tf.gather(vectors, members)[None]
-        members = tf.where(original, tf.gather(ids, members), NEVER)[None]
-        for level in range(depth):
-            order = leaf_ops.longest_first(group, tf.fill([2**level], group.shape[1]))
-            half = [2 ** (level + 1), group.shape[1] // 2]
-            group = tf.reshape(tf.gather(group, order, batch_dims=1), [*half, self.dim])
-            members = tf.reshape(tf.gather(members, order, batch_dims=1), half)
-        order = leaf_ops.keep_first(members != NEVER)
-        group = tf.gather(group, order, batch_dims=1)
-        members = tf.gather(members, order, batch_dims=1)
-        pad = self.leaf_size - width
+        leaves = tf.reshape(groups[:, None] * FANOUT + tf.range(FANOUT), [-1])
         self._store(
-            tf.range(2**depth),
-            tf.pad(group, [[0, 0], [0, pad], [0, 0]]),
-            tf.pad(members, [[0, 0], [0, pad]], constant_values=NEVER),
+            leaves,
+            tf.reshape(rows, [-1, LEAF_SIZE, self.dim]),
+            tf.reshape(ids, [-1, LEAF_SIZE]),
         )
-        self.refresh()
+
+    def regroup(self, groups, do=None):
+        """Puts the rows of groups into their leaves anew, by k-means. Call `refresh` afterwards.
+
+        Args:
+            groups: int32 [groups], nodes of level 1, distinct.
+            do: bool [groups], which ones; default all.
+        """
+        rows, ids = self._contents(groups)
+        rows, ids = regrouped(rows, ids)
+        if do is not None:
+            groups = tf.where(do, groups, self.num_groups)
+            ids = tf.where(do[:, None], ids, NEVER)
+        self.fill(groups, rows, ids)
+
+    def halve(self, groups, empty, do):
+        """Moves half of the rows of groups, cut across the longest direction, into empty ones.
+
+        Args:
+            groups, empty: int32 [groups], distinct nodes of level 1.
+            do: bool [groups], which ones.
+        """
+        rows, ids = self._contents(groups)
+        live = ids != NEVER
+        direction = grouping.principal_direction(rows, live)
+        along = tf.einsum("gsd,gd->gs", tf.cast(rows, tf.float32), direction)
+        order = tf.argsort(tf.where(live, along, -float("inf")), axis=1, direction="DESCENDING")
+        rows, ids = tf.gather(rows, order, batch_dims=1), tf.gather(ids, order, batch_dims=1)
+        number = tf.reduce_sum(tf.cast(live, tf.int32), axis=1)
+        upper = tf.sequence_mask(number // 2, GROUP)
+        for where, mine in ((groups, upper), (empty, ~upper)):
+            there = tf.where(do, where, self.num_groups)
+            self.fill(there, *regrouped(rows, tf.where(mine & do[:, None], ids, NEVER)))
+
+    def tidy(self, number):
+        """Regroups up to `number` groups with a crowded leaf; halves up to `number` crowded groups.
+
+        A crowded group is halved into an empty one under the same node of level 2, where there are
+        such nodes and it has one; if not, it stays, and its rows find room elsewhere. Call `refresh`
+        afterwards.
+
+        Returns:
+            int32 [3 * number], the groups that were changed; the scratch group stands in for others.
+        """
+        number = min(number, self.num_groups)
+        counts = tf.reduce_sum(tf.reshape(self.counts[0], [-1, FANOUT]), axis=1)[: self.num_groups]
+        region = FANOUT if len(self.widths) > 2 else self.num_groups
+        regions = tf.reshape(counts, [-1, region])
+        fullest, crowded = tf.math.top_k(counts, number)
+        mine = crowded // region
+        earlier = tf.linalg.band_part(tf.ones([number, number], tf.int32), -1, 0) - tf.eye(
+            number, dtype=tf.int32
+        )
+        same = tf.cast(mine[:, None] == mine[None, :], tf.int32)
+        rank = tf.reduce_sum(same * earlier, axis=1)  # of a crowded group among those of its region
+        order = tf.argsort(regions, axis=1, stable=True)  # empty ones first
+        flat = tf.reshape(order, [-1])
+        inside = tf.gather(flat, mine * region + tf.minimum(rank, region - 1))
+        empty = mine * region + inside
+        free = (rank < region) & (tf.gather(counts, empty) == 0)
+        halved = free & (fullest > CROWDED_GROUP)
+        _if_any(halved, lambda: self.halve(crowded, empty, halved))
+
+        largest = tf.reduce_max(tf.reshape(self.counts[0], [-1, FANOUT]), axis=1)[: self.num_groups]
+        counts = tf.reduce_sum(tf.reshape(self.counts[0], [-1, FANOUT]), axis=1)[: self.num_groups]
+        largest = tf.where(counts <= CROWDED_GROUP, largest, 0)
+        fullest, groups = tf.math.top_k(largest, number)
+        loose = fullest >= CROWDED_LEAF
+        _if_any(loose, lambda: self.regroup(groups, loose))
+        changed = tf.concat([crowded, empty, groups], axis=0)
+        return tf.where(tf.concat([halved, halved, loose], axis=0), changed, self.num_groups)
 
     def reroute(self, leaves):
         """Moves rows of the given leaves to a nearer leaf close by, where that has room.
 
-        A leaf of very few rows is emptied, so that its slot is free for a split. Statistics are read
+        Close by are the leaves of the groups nearest to the leaf's own centre. A group of very few
+        rows gives them all away, so that it is free for another to be halved into. Statistics are read
         as they stand and not changed: call `refresh` afterwards.
 
         Args:
-            leaves: int32 [leaves], distinct.
+            leaves: int32 [leaves], distinct but for scratch ones.
 
         Returns:
             int32 scalar, how many rows moved.
         """
-        rows, ids = tf.gather(self.rows, leaves), tf.gather(self.ids, leaves)
-        counts = tf.gather(self.counts, leaves)
-        norms = 0.5 * tf.reduce_sum(self.centres**2, axis=1)
-        own_centres, own_norms = tf.gather(self.centres, leaves), tf.gather(norms, leaves)
-        sparse = tf.cast(_SPARSE * self.leaf_size, tf.int32)
-        open_to_all = (self.counts > sparse) & (self.counts < self.leaf_size)
-        closeness = tf.matmul(own_centres, self.centres, transpose_b=True) - norms
-        own = tf.one_hot(leaves, self.num_leaves + 1, on_value=True, off_value=False)
-        closeness = tf.where(open_to_all & ~own, closeness, -float("inf"))
-        reach, nearby = tf.math.top_k(closeness, min(_NEIGHBOURS, self.num_leaves))
-
-        vectors = tf.cast(rows, tf.float32)
-        there = tf.einsum("lsd,lnd->lsn", vectors, tf.gather(self.centres, nearby))
-        there = there - tf.gather(norms, nearby)[:, None, :]
-        there = tf.where(tf.math.is_finite(reach)[:, None, :], there, -float("inf"))
-        here = tf.einsum("lsd,ld->ls", vectors, own_centres) - own_norms[:, None]
-        here = tf.where((counts <= sparse)[:, None], -float("inf"), here)
-        target = tf.gather(nearby, tf.argmax(there, axis=2, output_type=tf.int32), batch_dims=1)
+        number = tf.shape(leaves)[0]
+        slots = leaves[:, None] * LEAF_SIZE + tf.range(LEAF_SIZE)
+        ids = tf.gather(self.ids, slots)
+        rows = tf.cast(tf.gather(self.rows, slots), tf.float32)
+        centres = tf.gather(self.moments[0], leaves)[:, : self.dim]
+        sparse = tf.gather(self._sparse_groups(), leaves // FANOUT)
+        nearby = self._leaves_near(centres)
+        elsewhere = nearby // FANOUT != leaves[:, None] // FANOUT
+        usable = self._usable(nearby) & (nearby != leaves[:, None]) & (elsewhere | ~sparse[:, None])
+        there = self._closeness(rows, nearby)  # [leaves, 32, nearby]
+        there = tf.where(usable[:, None, :], there, -float("inf"))
+        here = self._closeness(rows, leaves[:, None])[:, :, 0]
+        here = tf.where(sparse[:, None], -float("inf"), here)
+        target = tf.gather(nearby, nodes.first_of_largest(there), batch_dims=1)
         wanted = (ids != NEVER) & (tf.reduce_max(there, axis=2) > here + 1e-6)
-
-        before = tf.convert_to_tensor(self.counts)
-        target, wanted = tf.reshape(target, [-1]), tf.reshape(wanted, [-1])
-        slot, accepted, _ = leaf_ops.places(target, wanted, before, self.leaf_size)
-        rank = slot - tf.gather(before, target)
-        gone = tf.reshape(accepted, ids.shape)
-        staying = tf.where(gone, NEVER, ids)
-        order = leaf_ops.keep_first(staying != NEVER)
-        self._store(
-            leaves,
-            tf.gather(rows, order, batch_dims=1),
-            tf.gather(staying, order, batch_dims=1),
-        )
-        self._enter(
-            tf.reshape(ids, [-1]),
+        flat = [number * LEAF_SIZE]
+        return self._transfer(
+            tf.reshape(ids, flat),
             tf.reshape(rows, [-1, self.dim]),
-            target,
-            tf.gather(self.counts, target) + rank,
-            accepted,
+            leaves,
+            tf.reshape(target, flat),
+            tf.reshape(wanted, flat),
         )
-        return tf.reduce_sum(tf.cast(accepted, tf.int32))
 
-    def split(self, number):
-        """Halves up to `number` crowded leaves into empty ones. Call `refresh` afterwards."""
-        live = self.counts[: self.num_leaves]
-        number = min(number, self.num_leaves)
-        fullest, crowded = tf.math.top_k(live, number)
-        emptiest, empty = tf.math.top_k(-live, number)
-        do = (fullest >= int(_CROWDED * self.leaf_size)) & (emptiest == 0)
-        rows, ids = tf.gather(self.rows, crowded), tf.gather(self.ids, crowded)
-        order = leaf_ops.longest_first(rows, fullest)
-        rows, ids = tf.gather(rows, order, batch_dims=1), tf.gather(ids, order, batch_dims=1)
-        upper = tf.sequence_mask(fullest // 2, self.leaf_size)
-        scratch = self.num_leaves
-        self._store(tf.where(do, crowded, scratch), rows, tf.where(upper & do[:, None], ids, NEVER))
-        lower = tf.where(upper | ~do[:, None], NEVER, ids)
-        order = leaf_ops.keep_first(lower != NEVER)
-        self._store(
-            tf.where(do, empty, scratch),
-            tf.gather(rows, order, batch_dims=1),
-            tf.gather(lower, order, batch_dims=1),
-        )
+    def move(self, ids):
+        """Moves single rows to the nearest leaf of the whole tree, where that has room.
+
+        Args:
+            ids: int32 [rows], distinct rows of the tree; `NEVER` is ignored.
+
+        Returns:
+            int32 scalar, how many rows changed leaf; all count as in place now. Call `refresh`
+            afterwards.
+        """
+        rows = self.read(ids)
+        leaves = self.slots_of(ids) // LEAF_SIZE
+        target, closeness = self._nearest_with_room(rows)
+        here = self._closeness(rows[:, None, :], leaves[:, None])[:, 0, 0]
+        wanted = (ids != NEVER) & (closeness > here + 1e-6)
+        self.mark(ids, tf.zeros_like(wanted))
+        return self._transfer(ids, rows, leaves, target, wanted)
 
     def insert(self, ids, vectors):
         """Puts new rows into the nearest leaf that has room. Call `refresh` afterwards.
@@ -232,61 +369,173 @@ class Tree(tf.Module):
             vectors: float32 [rows, dim].
 
         Returns:
-            bool [rows], which rows found room. The others are not in the tree: split and try again.
+            bool [rows], which rows found room. The others are not in the tree: tidy and try again.
         """
-        counts = tf.convert_to_tensor(self.counts)
-        occupied = (counts > 0) & (counts < self.leaf_size)
-        roomy = tf.range(self.num_leaves + 1) < self.num_leaves
-        usable = tf.where(tf.reduce_any(occupied), occupied, roomy & (counts < self.leaf_size))
-        target = leaf_ops.nearest(vectors, self.centres, usable)
-        slot, accepted, _ = leaf_ops.places(target, ids != NEVER, counts, self.leaf_size)
-        self._enter(ids, tf.cast(vectors, self.rows.dtype), target, slot, accepted)
+        target, closeness = self._nearest_with_room(vectors)
+        wanted = (ids != NEVER) & (closeness > -float("inf"))
+        slot, accepted, _ = nodes.places(target, wanted, self.counts[0], LEAF_SIZE)
+        self._enter(ids, vectors, target, slot, accepted)
         return accepted
 
-    def remove(self, ids, leaves):
+    def remove(self, ids):
         """Takes rows out. Call `refresh` afterwards.
 
         Args:
             ids: int32 [rows], rows of the tree; `NEVER` is ignored.
-            leaves: int32 [leaves], distinct, at least all leaves that hold those rows.
         """
-        self.ids.scatter_nd_update(self.places(ids), tf.fill(tf.shape(ids), NEVER))
-        known = tf.where(ids < 0, self.capacity, ids)
-        self.slots.scatter_nd_update(known[:, None], tf.fill(tf.shape(ids), self._scratch))
-        rows, left = tf.gather(self.rows, leaves), tf.gather(self.ids, leaves)
-        order = leaf_ops.keep_first(left != NEVER)
-        self._store(leaves, tf.gather(rows, order, batch_dims=1), tf.gather(left, order, batch_dims=1))
+        slots = self.slots_of(ids)
+        _scatter(self.ids, slots, tf.fill(tf.shape(ids), NEVER))
+        self._point(ids, tf.fill(tf.shape(ids), self.num_slots))
+        self._compact(slots // LEAF_SIZE)
+        self.mark(ids, tf.zeros_like(ids, tf.bool))
 
     def clear(self):
         """Forgets all rows."""
-        for variable in (self.counts, self.centres, self.variances, self.radii):
-            variable.assign(tf.zeros_like(variable))
+        for level in self.levels:
+            for variable in level:
+                variable.assign(tf.zeros_like(variable))
+        self.moved.assign(tf.zeros_like(self.moved))
         self.ids.assign(tf.fill(self.ids.shape, NEVER))
-        self.slots.assign(tf.fill(self.slots.shape, self._scratch))
+        self.slots.assign(tf.fill(self.slots.shape, self.num_slots))
+
+    # Finding leaves.
+
+    def _leaves_near(self, vectors):
+        """The leaves of the groups nearest to each vector: int32 [vectors, 64]."""
+        groups = routing.nearest_nodes(self.levels, vectors, 1, _NEAR, FANOUT, GROUP)
+        leaves = groups[:, :, None] * FANOUT + tf.range(FANOUT)
+        return tf.reshape(leaves, [tf.shape(vectors)[0], leaves.shape[1] * FANOUT])
+
+    def _usable(self, leaves):
+        """Whether leaves may be entered: they have rows, and room, and are not to be given up."""
+        counts = tf.gather(self.counts[0], leaves)
+        sparse = tf.gather(self._sparse_groups(), leaves // FANOUT)
+        return (counts > 0) & (counts < LEAF_SIZE) & ~sparse
+
+    def _sparse_groups(self):
+        counts = self.counts[1]
+        sparse = counts < _SPARSE_GROUP
+        # Somewhere rows must be able to go.
+        return sparse & tf.reduce_any(~sparse)
+
+    def _closeness(self, rows, leaves):
+        """Larger is nearer: y.mu - |mu|^2 / 2. [n, rows, dim] and [n, leaves]: [n, rows, leaves]."""
+        centres = tf.gather(self.moments[0], leaves)[:, :, : self.dim]
+        half = 0.5 * tf.reduce_sum(centres**2, axis=2)
+        return tf.matmul(rows, centres, transpose_b=True) - half[:, None, :]
+
+    def _nearest_with_room(self, vectors):
+        """The nearest leaf with room for each vector, and its closeness: int32, float32 [vectors]."""
+        leaves = self._leaves_near(vectors)
+        counts = tf.gather(self.counts[0], leaves)
+        closeness = self._closeness(vectors[:, None, :], leaves)[:, 0]
+        # An empty leaf has no centre: it comes after all others.
+        closeness = tf.where(counts > 0, closeness, -1e30)
+        room = (counts < LEAF_SIZE) & (leaves < self.widths[0])
+        closeness = tf.where(room, closeness, -float("inf"))
+        best = tf.argmax(closeness, axis=1, output_type=tf.int32)
+        return tf.gather(leaves, best, batch_dims=1), tf.reduce_max(closeness, axis=1)
+
+    # Writing.
+
+    def _contents(self, groups):
+        slots = groups[:, None] * GROUP + tf.range(GROUP)
+        return tf.gather(self.rows, slots), tf.gather(self.ids, slots)
+
+    def _transfer(self, ids, rows, leaves, target, wanted):
+        """Moves single rows from `leaves`, which hold all of them, to target leaves that have room."""
+        before = tf.identity(self.counts[0])
+        slot, accepted, _ = nodes.places(target, wanted, before, LEAF_SIZE)
+        rank = slot - tf.gather(before, target)
+        old = tf.where(accepted, self.slots_of(ids), self.num_slots)
+        _scatter(self.ids, old, tf.fill(tf.shape(old), NEVER))
+        self._compact(leaves)
+        slot = tf.where(accepted, tf.gather(self.counts[0], target) + rank, 0)
+        self._enter(ids, rows, target, slot, accepted)
+        return tf.reduce_sum(tf.cast(accepted, tf.int32))
+
+    def _compact(self, leaves):
+        """Brings the live rows of leaves to the front; the same leaf may be given several times."""
+        slots = leaves[:, None] * LEAF_SIZE + tf.range(LEAF_SIZE)
+        ids = tf.gather(self.ids, slots)
+        order = nodes.keep_first(ids != NEVER)
+        rows = tf.gather(self.rows, tf.gather(slots, order, batch_dims=1))
+        self._store(leaves, rows, tf.gather(ids, order, batch_dims=1))
 
     def _store(self, leaves, rows, ids):
         """Replaces the contents of whole leaves; the live rows come first."""
-        where = leaves[:, None]
-        self.rows.scatter_nd_update(where, tf.cast(rows, self.rows.dtype))
-        self.ids.scatter_nd_update(where, ids)
+        slots = tf.reshape(leaves[:, None] * LEAF_SIZE + tf.range(LEAF_SIZE), [-1])
+        _scatter(self.rows, slots, tf.cast(tf.reshape(rows, [-1, self.dim]), self.rows.dtype))
+        ids = tf.where(leaves[:, None] < self.widths[0], ids, NEVER)
         held = tf.reduce_sum(tf.cast(ids != NEVER, tf.int32), axis=1)
-        self.counts.scatter_nd_update(where, tf.where(leaves < self.num_leaves, held, 0))
-        slots = leaves[:, None] * self.leaf_size + tf.range(self.leaf_size)
-        self._point(tf.reshape(ids, [-1]), tf.reshape(slots, [-1]))
+        ids = tf.reshape(ids, [-1])
+        _scatter(self.ids, slots, ids)
+        _scatter(self.counts[0], leaves, held)
+        self._point(ids, slots)
 
     def _enter(self, ids, rows, leaves, slots, accepted):
         """Writes single rows into free slots of leaves."""
-        leaves = tf.where(accepted, leaves, self.num_leaves)
-        slots = tf.where(accepted, slots, 0)
-        place = tf.stack([leaves, slots], axis=1)
-        self.rows.scatter_nd_update(place, rows)
-        self.ids.scatter_nd_update(place, tf.where(accepted, ids, NEVER))
+        leaves = tf.where(accepted, leaves, self.widths[0])
+        place = tf.where(accepted, leaves * LEAF_SIZE + slots, self.num_slots)
+        rows = tf.where(accepted[:, None], rows, 0.0)
+        _scatter(self.rows, place, tf.cast(rows, self.rows.dtype))
+        ids = tf.where(accepted, ids, NEVER)
+        _scatter(self.ids, place, ids)
         arrived = tf.cast(accepted, tf.int32)
-        self.counts.scatter_nd_add(leaves[:, None], arrived)
-        self._point(tf.where(accepted, ids, NEVER), leaves * self.leaf_size + slots)
+        self.counts[0].scatter_add(tf.IndexedSlices(arrived, leaves))
+        self._point(ids, place)
 
     def _point(self, ids, slots):
         """Notes the slot of each id; `NEVER` keeps pointing to scratch."""
-        slots = tf.where(ids == NEVER, self._scratch, slots)
-        where = tf.where(ids == NEVER, self.capacity, ids)
-        self.slots.scatter_nd_update(where[:, None], slots)
+        slots = tf.where(ids == NEVER, self.num_slots, slots)
+        _scatter(self.slots, tf.where(ids == NEVER, self.capacity, ids), slots)
+
+
+def regrouped(rows, ids):
+    """Rows of groups, put into the groups' leaves by k-means.
+
+    Args:
+        rows: float [groups, slots, dim].
+        ids: int32 [groups, slots], `NEVER` where there is no row; at most 512 are.
+
+    Returns:
+        (rows, ids): [groups, 512, dim] and [groups, 512], 32 slots a leaf, the live ones first.
+    """
+    live = ids != NEVER
+    number = tf.reduce_sum(tf.cast(live, tf.int32), axis=1)
+    target = grouping.group(rows, live, FANOUT, _REGROUPED_LEAF, _LLOYD)
+    # More rows than fit loosely are left in the order that they come in.
+    rank = tf.cumsum(tf.cast(live, tf.int32), axis=1) - 1
+    target = tf.where((number <= CROWDED_GROUP)[:, None], target, rank // LEAF_SIZE)
+    place = grouping.lay_out(target, live, FANOUT, LEAF_SIZE)
+    rows = tf.pad(rows, [[0, 0], [0, 1], [0, 0]])
+    ids = tf.pad(ids, [[0, 0], [0, 1]], constant_values=NEVER)
+    return tf.gather(rows, place, batch_dims=1), tf.gather(ids, place, batch_dims=1)
+
+
+def _plan(capacity):
+    """Nodes of each level, from the leaves up; and the level that a query scores all of."""
+    dense = max(_DENSE, _DENSE_GROWTH * math.isqrt(capacity))
+    widths = [math.ceil(capacity / (GROUP * _FILL))]
+    if widths[0] > dense:
+        widths = [math.ceil(capacity / (GROUP * FANOUT * _FILL_DEEP))]
+        while widths[-1] > dense:
+            widths.append(math.ceil(widths[-1] / FANOUT))
+        top = widths[-1]
+        widths = [top * FANOUT**below for below in range(len(widths), -1, -1)]
+    widths = [widths[0] * FANOUT, *widths]
+    return widths, next(level for level, width in enumerate(widths) if width <= dense)
+
+
+def _if_any(conditions, change):
+    """Makes a change to variables only if any of the conditions holds: it is dear, and seldom due."""
+
+    def changed():
+        change()
+        return True
+
+    tf.cond(tf.reduce_any(conditions), changed, lambda: False)
+
+
+def _scatter(variable, indices, values):
+    variable.scatter_update(tf.IndexedSlices(values, indices))

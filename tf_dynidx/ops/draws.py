@@ -48,29 +48,46 @@ def categorical(log_weights, num_draws, seed):
     Returns:
         int32 [rows, num_draws], in ascending order of entry.
     """
+    return entries_at(log_weights, stratified_uniforms(tf.shape(log_weights)[0], num_draws, seed))
+
+
+def entries_at(log_weights, points):
+    """The entry of softmax(log_weights) that each number on [0, 1) falls into, entries laid end to end.
+
+    Args:
+        log_weights: float32 [rows, entries]; -inf marks an entry that nothing falls into. In a row
+            with no finite entry all fall into entry 0.
+        points: float32 [rows, points].
+
+    Returns:
+        int32 [rows, points].
+    """
     top = tf.reduce_max(log_weights, axis=1, keepdims=True)
     weights = tf.exp(log_weights - tf.where(tf.math.is_finite(top), top, 0.0))
     cumulative = tf.cumsum(weights, axis=1)
     total = cumulative[:, -1:]
-    points = stratified_uniforms(tf.shape(log_weights)[0], num_draws, seed) * total
-    # side="right" skips entries of weight 0; a point rounded up to the total itself would fall
-    # behind the last entry, so it is held just below.
-    points = tf.minimum(points, total * (1.0 - 1e-6))
-    entries = tf.minimum(_entries_up_to(cumulative, points), tf.shape(log_weights)[1] - 1)
+    # Counting ends up to a point skips entries of weight 0; a point rounded up to the total itself
+    # would fall behind the last entry, so it is held just below.
+    points = tf.minimum(points * total, total * (1.0 - 1e-6))
+    entries = tf.minimum(entries_up_to(cumulative, points), tf.shape(log_weights)[1] - 1)
     return tf.where(total > 0.0, entries, 0)
 
 
-def _entries_up_to(cumulative, points):
+def entries_up_to(cumulative, points):
     """How many entries of each ascending row are at most each point: int32 [rows, points].
 
     Two looks of sqrt(entries) each, at the ends of blocks and inside one block: XLA compiles
     tf.searchsorted to a comparison of every point with every entry, which is many times slower.
+
+    Args:
+        cumulative: float32 or int32 [rows, entries], ascending.
+        points: the same dtype, [rows, points].
     """
     entries = cumulative.shape[1]
     block = math.isqrt(entries) + 1
     blocks = -(-entries // block)
     padding = [[0, 0], [0, blocks * block - entries]]
-    padded = tf.pad(cumulative, padding, constant_values=float("inf"))
+    padded = tf.pad(cumulative, padding, constant_values=cumulative.dtype.max)
     padded = tf.reshape(padded, [-1, blocks, block])
     ends = padded[:, None, :, -1] <= points[:, :, None]
     which = tf.minimum(tf.reduce_sum(tf.cast(ends, tf.int32), axis=2), blocks - 1)

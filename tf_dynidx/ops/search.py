@@ -1,6 +1,12 @@
-"""The exact best targets by inner product, block by block: memory does not grow with the corpus."""
+"""The best targets by inner product: exactly, block by block, or approximately, through the tree."""
 
 import tensorflow as tf
+
+from tf_dynidx.ops.frontier import Frontier, dots, member_slots
+from tf_dynidx.ops.membership import is_among
+from tf_dynidx.ops.nodes import NEVER
+
+ROWS_AT_A_TIME = 512  # rows that a search of the tree scores for each query before it keeps the best
 
 
 def exact_top_k(queries, embeddings, k, block_size=65_536):
@@ -56,3 +62,100 @@ def exact_top_k(queries, embeddings, k, block_size=65_536):
     if remainder:
         best = merged(best, best_of_block(blocks * block_size, remainder))
     return best
+
+
+def tree_top_k(levels, rows, ids, queries, k, shape, exclude):
+    """The k rows with the highest inner product among the rows of the leaves nearest to each query.
+
+    All nodes of level `shape.dense` are ranked by the best score to be expected in them, the best
+    `shape.width` are opened, and so on down to the leaves, whose rows are scored in that order until
+    `shape.budget` of them are.
+
+    Args:
+        levels: list of `tf_dynidx.ops.nodes.Level`, from the leaves up.
+        rows: float [slots, dim], variable or tensor.
+        ids: int32 [slots], row ids.
+        queries: float32 [queries, dim].
+        k: int.
+        shape: `tf_dynidx.ops.frontier.Shape`.
+        exclude: int32 [queries, excluded], row ids that are left out; padded with `NEVER`.
+
+    Returns:
+        (scores, ids): float32 and int32 [queries, k], best first, of equals the lower id first; (-inf,
+        -1) where there are no more.
+    """
+    batch, dim = tf.shape(queries)[0], queries.shape[1]
+    norms = tf.norm(queries, axis=1, keepdims=True)
+    level = levels[shape.dense]
+    best_in = tf.matmul(queries, level.moments[:, :dim], transpose_b=True)
+    best_in += norms * _rise(level.counts, level.moments)
+    nodes = None
+    for here in range(shape.dense, -1, -1):
+        # Of leaves, twice as many as fill the budget when full.
+        number = shape.width if here else 2 * shape.budget // shape.leaf_size + 1
+        _, best = tf.math.top_k(best_in, min(number, best_in.shape[1]))
+        opened = best if nodes is None else tf.gather(nodes, best, batch_dims=1)
+        if here == 0:
+            break
+        nodes = tf.reshape(
+            opened[:, :, None] * shape.fanout + tf.range(shape.fanout),
+            [batch, opened.shape[1] * shape.fanout],
+        )
+        level = levels[here - 1]
+        moments = tf.gather(level.moments, nodes)
+        best_in = tf.reduce_sum(moments[:, :, :dim] * queries[:, None, :], axis=2)
+        best_in += norms * _rise(tf.gather(level.counts, nodes), moments)
+    ends = tf.cumsum(tf.gather(levels[0].counts, opened), axis=1)
+    front = Frontier(opened, ends, ends[:, -1], [])
+    block = min(ROWS_AT_A_TIME, shape.budget)
+    exclude = tf.convert_to_tensor(exclude)
+
+    def better(start, best):
+        position = start + tf.range(block)[None]
+        slots = member_slots(front, position, shape.leaf_size)
+        scores = dots(queries, rows, slots)
+        found = tf.gather(ids, slots)
+        read = (position < front.members[:, None]) & (position < shape.budget)
+        out = ~read | (found == NEVER) | is_among(found, exclude)
+        keys = tf.where(out, nothing, _keys(scores, found))
+        return start + block, tf.math.top_k(tf.concat([best, keys], axis=1), k)[0]
+
+    nothing = _keys(tf.constant(-float("inf")), tf.constant(NEVER))
+    _, best = tf.while_loop(
+        lambda start, best: start < shape.budget,
+        better,
+        (tf.constant(0), tf.fill([batch, k], nothing)),
+        maximum_iterations=-(-shape.budget // block),
+        parallel_iterations=1,
+    )
+    return _scores_and_ids(best)
+
+
+def _keys(scores, ids):
+    """int64 numbers in the order of scores, and of equal scores the lower id larger."""
+    bits = tf.bitcast(scores + 0.0, tf.int32)  # -0.0 becomes 0.0
+    # The bits of negative floats are in descending order.
+    bits = tf.where(bits < 0, tf.bitwise.bitwise_xor(bits, 0x7FFFFFFF), bits)
+    return tf.cast(bits, tf.int64) * 2**32 + (2**31 - 1 - tf.cast(ids, tf.int64))
+
+
+def _scores_and_ids(keys):
+    """What `_keys` was made of."""
+    bits = tf.cast(tf.bitwise.right_shift(keys, tf.constant(32, tf.int64)), tf.int32)
+    ids = 2**31 - 1 - tf.bitwise.bitwise_and(keys, tf.constant(2**32 - 1, tf.int64))
+    bits = tf.where(bits < 0, tf.bitwise.bitwise_xor(bits, 0x7FFFFFFF), bits)
+    return tf.bitcast(bits, tf.float32), tf.cast(ids, tf.int32)
+
+
+def _rise(counts, moments):
+    """How far the best of a node's rows is to be expected above its centre, for a query of norm 1.
+
+    n draws from a Gaussian have their largest near its quantile (n - 3/8) / (n + 1/4) (Blom 1958); its
+    variance along the query is taken as the mean over all directions, which costs no dot product.
+    -inf for a node without rows.
+    """
+    number = tf.cast(counts, tf.float32)
+    quantile = (tf.maximum(number, 1.0) - 0.375) / (tf.maximum(number, 1.0) + 0.25)
+    dim = moments.shape[-1] // 2
+    deviation = tf.sqrt(tf.reduce_mean(moments[..., dim:], axis=-1))
+    return tf.where(counts > 0, deviation * tf.math.ndtri(quantile), -float("inf"))

@@ -1,0 +1,1 @@
+"""Benchmarks: what the index is worth, in figures."""
