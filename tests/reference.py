@@ -1,7 +1,11 @@
 """What several tests share: references in NumPy, in float64, and what must hold of every index."""
 
+from unittest.mock import patch
+
 import numpy as np
 from scipy.special import logsumexp, softmax
+
+from tf_dynidx.index import DynamicIndex
 
 
 def log_partition(queries, rows, beta, exclude=None):
@@ -80,6 +84,17 @@ def clustered(rng, number, dim, clusters=30, spread=0.3):
     return unit(directions + spread * rng.normal(size=[number, dim]))
 
 
+def make_index(dim, capacity, levels=2, **changes):
+    """An empty index; of three levels also where so few rows would have two."""
+    if levels == 2:
+        return DynamicIndex(dim, capacity, **changes)
+    # A capacity of 300 and more, for which there is more than one group.
+    with patch.multiple("tf_dynidx.index.tree", _DENSE=-(-capacity // 4096), _DENSE_GROWTH=0):
+        index = DynamicIndex(dim, capacity, **changes)
+    assert len(index.tree.widths) == levels == 3
+    return index
+
+
 def held(index):
     """What an index holds, as a dict from row id to vector."""
     ids = np.arange(index.capacity, dtype=np.int32)
@@ -92,40 +107,67 @@ def check_holds(index, expected):
     found = held(index)
     assert found.keys() == expected.keys()
     assert index.size == len(expected)
-    for row, vector in expected.items():
-        np.testing.assert_array_equal(found[row], vector, err_msg=f"row {row}")
+    if expected:
+        ids = sorted(expected)
+        vectors = [np.stack([each[row] for row in ids]) for each in (found, expected)]
+        np.testing.assert_array_equal(*vectors)
 
 
 def check_invariants(index, statistics=True):
-    """Asserts what holds of an index at any time; the statistics of leaves only after a refresh."""
+    """Asserts what holds of an index at any time; the statistics of nodes only after a refresh."""
     tree = index.tree
-    ids, counts, slots = tree.ids.numpy(), tree.counts.numpy(), tree.slots.numpy()
-    assert counts[-1] == 0 and (ids[-1] == -1).all(), "the scratch leaf holds rows"
-    number = ids.shape[1]
-    live = np.arange(number) < counts[:, None]
+    counts = [each.numpy() for each in tree.counts]
+    ids, slots = tree.ids.numpy().reshape(len(counts[0]), -1), tree.slots.numpy()
+    scratch = tree.widths[0]
+    assert (ids[scratch:] == -1).all(), "a scratch leaf holds rows"
+    size = ids.shape[1]
+    live = np.arange(size) < counts[0][:, None]
     np.testing.assert_array_equal(ids != -1, live, err_msg="live slots are not the first ones")
     assert len(np.unique(ids[live])) == live.sum() == index.size, "a row is in two slots"
-    where = np.full(index.capacity + 1, tree.num_leaves * number)
+    where = np.full(index.capacity + 1, scratch * size)
     where[ids[live]] = np.flatnonzero(live)
     np.testing.assert_array_equal(slots, where, err_msg="slots is not the inverse of ids")
     rows = tree.rows.numpy().astype(np.float64)
-    assert np.isfinite(rows[live]).all()
+    assert np.isfinite(rows[live.ravel()]).all()
     if not statistics:
         return
-    centres, variances = tree.centres.numpy(), tree.variances.numpy()
-    radii = tree.radii.numpy()
-    assert np.isfinite(centres).all() and np.isfinite(variances).all() and np.isfinite(radii).all()
-    for leaf, count in enumerate(counts[:-1]):
-        members = rows[leaf, :count]
-        scale = 1e-5 * (1.0 + np.abs(members).max(initial=0.0))
-        mean = members.mean(axis=0) if count else 0.0
-        variance = members.var(axis=0) if count else 0.0
-        radius = np.linalg.norm(members - mean, axis=1).max(initial=0.0)
-        np.testing.assert_allclose(centres[leaf], mean + np.zeros(index.dim), atol=scale)
-        np.testing.assert_allclose(
-            variances[leaf], variance + np.zeros(index.dim), rtol=1e-4, atol=scale
-        )
-        np.testing.assert_allclose(radii[leaf], radius, rtol=1e-4, atol=scale)
+    atol = 1e-5 * (1.0 + np.abs(rows[live.ravel()]).max(initial=0.0))
+    below = None
+    for place, width in enumerate(tree.widths):
+        number = len(counts[place])
+        assert number > width
+        mine = live.reshape(number, -1)
+        np.testing.assert_array_equal(counts[place], mine.sum(axis=1), err_msg=f"level {place}")
+        used = counts[place] > 0
+        members = rows.reshape(number, mine.shape[1], -1)[used]
+        mask = mine[used]
+        weights = (mask / mask.sum(axis=1, keepdims=True))[:, :, None]
+        centres = (members * weights).sum(axis=1)
+        offsets = members - centres[:, None]
+        variances = (offsets**2 * weights).sum(axis=1)
+        away = np.where(mask, np.linalg.norm(offsets, axis=2), -np.inf)
+        moments, radii = tree.moments[place].numpy(), tree.radii[place].numpy()
+        np.testing.assert_allclose(moments[used, : index.dim], centres, rtol=1e-5, atol=atol)
+        np.testing.assert_allclose(moments[used, index.dim :], variances, rtol=1e-4, atol=atol)
+        assert (moments[~used] == 0).all() and (radii[~used] == 0).all()
+        chosen = tree.representatives[place].numpy()[used] - np.flatnonzero(used) * mask.shape[1]
+        chosen = np.take_along_axis(away, chosen[:, None], axis=1)[:, 0]
+        assert np.isfinite(chosen).all(), "a representative is not a row of its node"
+        if place < 2:
+            np.testing.assert_allclose(radii[used], away.max(axis=1), rtol=1e-4, atol=atol)
+            nearest = np.where(mask, away, np.inf).min(axis=1)
+            np.testing.assert_allclose(chosen, nearest, rtol=1e-4, atol=atol)
+        else:
+            # What the children guarantee, which is no less than what the rows need.
+            assert (radii[used] >= away.max(axis=1) - atol).all()
+            number_below = len(counts[place - 1])
+            theirs = np.full(number_below, -np.inf)
+            theirs[counts[place - 1] > 0] = below
+            centre = np.repeat(moments[:, : index.dim], number_below // number, axis=0)
+            child = tree.moments[place - 1].numpy()[:, : index.dim]
+            theirs = (theirs + np.linalg.norm(child - centre, axis=1)).reshape(number, -1)
+            np.testing.assert_allclose(radii[used], theirs[used].max(axis=1), rtol=1e-4, atol=atol)
+        below = radii[used]
 
 
 def state(index):

@@ -49,7 +49,7 @@ def check_refused(index, call, message):
         ({"dim": True}, "dim must be a whole number.*Received: dim=True"),
         ({"capacity": -5}, "capacity must be a whole number.*Received: capacity=-5"),
         ({"capacity": "9"}, "capacity must be a whole number.*Received: capacity='9'"),
-        ({"capacity": 2**30 + 1}, "at most 2.*30. Received: capacity=1073741825"),
+        ({"capacity": 2**29 + 1}, "at most 2.*29. Received: capacity=536870913"),
         ({"dtype": "float64"}, "float32, float16 or bfloat16. Received: 'float64'"),
         ({"dtype": tf.int32}, "float32, float16 or bfloat16. Received: tf.int32"),
         ({"dtype": "fast"}, "float32, float16 or bfloat16. Received: 'fast'"),
@@ -175,17 +175,26 @@ REFUSED = {
     "k beyond the rows": (lambda index: index.search(ONES, 11), "Received: k=11, 10 rows"),
     "k of zero": (lambda index: index.search(ONES, 0), "k must be.*Received: k=0"),
     "k of a half": (lambda index: index.search(ONES, 2.5), "k must be.*Received: k=2.5"),
-    "no leaves": (
-        lambda index: index.search(ONES, 1, leaves=0),
-        "leaves must be.*Received: leaves=0",
+    "no budget": (
+        lambda index: index.search(ONES, 1, budget=0),
+        "budget must be.*Received: budget=0",
     ),
-    "exclude of rank 1": (
-        lambda index: index.sample(ONES, 2, 1.0, exclude=[1, 2]),
-        r"exclude must have shape \[queries, excluded\].*Received: shape \(2,\) for 2 queries",
+    "half a budget": (
+        lambda index: index.search(ONES, 1, budget=0.5),
+        "budget must be.*Received: budget=0.5",
     ),
-    "exclude of other queries": (
-        lambda index: index.sample(ONES, 2, 1.0, exclude=[[1, 2]]),
-        r"Received: shape \(1, 2\) for 2 queries",
+    "budget of a cost": (
+        lambda index: index.search_cost(1, budget=-1),
+        "budget must be.*Received: budget=-1",
+    ),
+    "k of a cost": (lambda index: index.search_cost(0), "k must be.*Received: k=0"),
+    "samples of a cost": (
+        lambda index: index.sample_cost(0),
+        "num_samples must be.*Received: num_samples=0",
+    ),
+    "unknown method": (
+        lambda index: index.sample(ONES, 2, 1.0, method="fast"),
+        "method must be one of importance, mh, top. Received: 'fast'",
     ),
 }
 
@@ -194,6 +203,22 @@ REFUSED = {
 def test_call_is_refused(index, case):
     call, message = REFUSED[case]
     check_refused(index, call, message)
+
+
+BAD_EXCLUDE = {
+    "rank 1": ([1, 2], r"shape \(2,\), dtype int32 for 2 queries"),
+    "rank 3": ([[[1]], [[2]]], r"shape \(2, 1, 1\), dtype int32 for 2 queries"),
+    "other queries": ([[1, 2]], r"shape \(1, 2\), dtype int32 for 2 queries"),
+    "floats": ([[1.0], [2.0]], r"shape \(2, 1\), dtype float32 for 2 queries"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EXCLUDE)
+def test_exclude_is_refused(index, case):
+    exclude, message = BAD_EXCLUDE[case]
+    message = r"exclude must be integers of shape \[queries, excluded\].*Received: " + message
+    check_refused(index, lambda index: index.sample(ONES, 2, 1.0, exclude), message)
+    check_refused(index, lambda index: index.search(ONES, 2, exclude=exclude), message)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +234,7 @@ def test_beta_is_refused(index, beta):
 def test_empty_index_refuses_to_answer(empty):
     message = r"index is empty: call build\(\) first. Received: 0 rows"
     check_refused(empty, lambda index: index.sample(ONES, 1, 1.0), message)
-    check_refused(empty, lambda index: index.search(ONES, 1), message)
+    check_refused(empty, lambda index: index.search(ONES, 1, budget=5), message)
     check_refused(empty, lambda index: index.log_partition(ONES, 1.0), message)
 
 

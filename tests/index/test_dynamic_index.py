@@ -1,26 +1,31 @@
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import logsumexp
 
 from tests.reference import (
     check_holds,
     check_invariants,
     clustered,
     exact_softmax,
-    expected_total_variation,
     gaussian,
     held,
     log_partition,
+    make_index,
     state,
-    total_variation,
+    top_k,
     unit,
 )
 from tf_dynidx.index import DynamicIndex
+from tf_dynidx.ops import frontier, masses
 
-DIM, SIZE = 8, 1200
+DIM, SIZE = 8, 2000
+METHODS = ["importance", "mh", "top"]
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +33,18 @@ def rows():
     return clustered(np.random.default_rng(0), SIZE, DIM)
 
 
+@pytest.fixture(scope="module", params=[2, 3])
+def index(rows, request):
+    """Of two levels and of three; not to be changed but by what leaves it as it was."""
+    made = make_index(DIM, SIZE, levels=request.param)
+    made.build(rows)
+    return made
+
+
 @pytest.fixture(scope="module")
-def index(rows):
-    """Not to be changed but by what leaves it as it was."""
-    made = DynamicIndex(DIM, SIZE)
+def deep(rows):
+    """Of three levels; not to be changed."""
+    made = make_index(DIM, SIZE, levels=3)
     made.build(rows)
     return made
 
@@ -62,54 +75,96 @@ def test_build_holds_rows_under_ids_of_the_callers_choice():
     check_invariants(index)
     assert set(index.landmarks.numpy()) <= {-1, *ids}
     _, found = index.search(vectors, 1)
-    nearest = ids[np.argmax(vectors @ vectors.T, axis=1)]
-    assert (found.numpy()[:, 0] == nearest).mean() > 0.9
+    np.testing.assert_array_equal(found[:, 0], ids[np.argmax(vectors @ vectors.T, axis=1)])
 
 
-CAPACITY = 60
-OPERATIONS = ["update", "insert", "remove", "repair", "upkeep", "write", "correct"]
+OPERATIONS = ["update", "insert", "remove", "repair", "upkeep", "write", "correct", "reset"]
+# Few sizes: each is compiled anew.
+CHANGING = {
+    "2 levels": (2, 700, "float32", [1, 650]),
+    "2 levels, float16": (2, 700, "float16", [1, 650]),
+    "3 levels": (3, 4200, "float32", [30, 3000]),
+}
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
+@pytest.fixture(scope="module", params=CHANGING)
 def changing(request):
-    return DynamicIndex(4, CAPACITY, request.param)
+    levels, capacity, dtype, sizes = CHANGING[request.param]
+    return make_index(4, capacity, levels, dtype=dtype), sizes
 
 
 def some_of(rng, ids):
+    """None of them, a few, or any number."""
     ids = np.array(sorted(ids), np.int32)
-    return rng.permutation(ids)[: rng.integers(len(ids) + 1)]
+    most = rng.choice([0, 16, len(ids)], p=[0.1, 0.4, 0.5])
+    return rng.permutation(ids)[: rng.integers(min(most, len(ids)) + 1)]
+
+
+def rounding(queries, rows, beta):
+    """What float32 leaves open of a log partition: [queries, 1]."""
+    longest = np.linalg.norm(queries, axis=1) * np.linalg.norm(rows, axis=1).max()
+    return 1e-5 * (beta * longest + 1.0)[:, None]
+
+
+def check_bounds(index, queries, beta):
+    """Of the partition of all rows, and of the mass of every node of every level."""
+    expected = held(index)
+    rows = np.stack(list(expected.values()))
+    slack = rounding(queries, rows, beta)
+    lower, estimate, upper = (each.numpy() for each in index.log_partition(queries, beta))
+    exact = log_partition(queries, rows, beta)
+    assert (lower <= exact + slack[:, 0]).all() and (exact <= upper + slack[:, 0]).all()
+    assert (lower <= estimate + slack[:, 0]).all() and (estimate <= upper + slack[:, 0]).all()
+    tree = index.tree
+    scores = beta * np.float64(queries) @ tree.rows.numpy().astype(np.float64).T
+    scores[:, tree.ids.numpy() == -1] = -np.inf
+    norms = np.linalg.norm(queries, axis=1, keepdims=True)
+    for level in tree.levels:
+        along, _ = masses.project(tf.constant(queries), level.moments)
+        spread = tf.constant(beta * norms) * level.radii
+        bounds = masses.log_mass_bounds(along, spread, level.counts, beta)
+        lower, upper = (each.numpy() for each in bounds)
+        mass = logsumexp(scores.reshape(len(queries), lower.shape[1], -1), axis=2)
+        assert (lower <= mass + slack).all() and (mass <= upper + slack).all()
 
 
 @given(
     seed=st.integers(0, 2**32 - 1),
-    size=st.integers(1, CAPACITY),
-    operations=st.lists(st.sampled_from(OPERATIONS), max_size=10),
-    spread=st.sampled_from([0.0, 1.0, 100.0]),
+    start=st.integers(0, 1),
+    operations=st.lists(st.sampled_from(OPERATIONS), max_size=8),
+    spread=st.sampled_from([0.0, 0.1, 1.0, 100.0]),
+    beta=st.sampled_from([0.01, 1.0, 30.0]),
 )
+@settings(max_examples=10)
 def test_any_sequence_of_changes_leaves_what_a_dict_would_hold(
-    changing, seed, size, operations, spread
+    changing, seed, start, operations, spread, beta
 ):
-    """`write` and `correct` leave statistics behind until the next refresh, as they say."""
-    index, rng = changing, np.random.default_rng(seed)
+    """And bounds that hold. `write` and `correct` leave statistics behind, as they say."""
+    (index, sizes), rng = changing, np.random.default_rng(seed)
     stored = index.tree.rows.dtype.as_numpy_dtype
 
     def vectors(number):
-        return (spread * gaussian(rng, number, 4) + 1.0).astype(stored).astype(np.float32)
+        one_point = rng.random() < 0.2
+        drawn = gaussian(rng, 1 if one_point else number, 4)
+        drawn = np.broadcast_to(spread * drawn + 1.0, [number, 4])
+        return drawn.astype(stored).astype(np.float32)
 
-    ids = rng.permutation(CAPACITY)[:size]
+    size = sizes[start]
+    ids = rng.permutation(index.capacity)[:size]
     expected = dict(zip(ids.tolist(), vectors(size), strict=True))
     index.reset()
+    check_invariants(index)
     assert index.size == 0
     index.build(np.array(list(expected.values())), ids)
     refreshed = True
-    for operation in operations:
+    for operation in ["", *operations]:
         if operation in ("update", "write"):
             some = some_of(rng, expected)
             fresh = vectors(len(some))
             if operation == "update":
-                index.update(some, fresh)  # refreshes the leaves of these rows only
+                index.update(some, fresh)  # refreshes the groups of these rows only
             else:
-                strangers = np.array([-1, *set(range(CAPACITY)) - expected.keys()], np.int32)
+                strangers = np.array([-1, *set(range(index.capacity)) - expected.keys()], np.int32)
                 index.write(
                     np.concatenate([some, strangers]),
                     np.concatenate([fresh, vectors(len(strangers))]),
@@ -117,11 +172,10 @@ def test_any_sequence_of_changes_leaves_what_a_dict_would_hold(
                 refreshed &= len(some) == 0
             expected.update(zip(some.tolist(), fresh, strict=True))
         elif operation == "insert":
-            some = some_of(rng, set(range(CAPACITY)) - expected.keys())
+            some = some_of(rng, set(range(index.capacity)) - expected.keys())
             fresh = vectors(len(some))
             index.insert(some, fresh)
             expected.update(zip(some.tolist(), fresh, strict=True))
-            refreshed |= len(some) > 0
         elif operation == "remove":
             some = some_of(rng, expected)
             index.remove(some)
@@ -137,11 +191,21 @@ def test_any_sequence_of_changes_leaves_what_a_dict_would_hold(
                 expected[row] = moved.get(row, found[row])
                 assert np.isfinite(found[row]).all()
             refreshed = False
-        else:
-            assert getattr(index, operation)() is not expected
+        elif operation == "reset":
+            index.reset()
+            expected, refreshed = {}, True
+        elif operation == "repair":
+            assert index.repair() >= 0
+            refreshed = True
+        elif operation == "upkeep":
+            index.upkeep()
             refreshed = True
         check_holds(index, expected)
         check_invariants(index, statistics=refreshed)
+        if refreshed:
+            index.check()
+            if expected:
+                check_bounds(index, gaussian(rng, 3, 4), beta)
 
 
 def test_index_grows_from_one_row_and_shrinks_to_none_and_grows_again():
@@ -199,45 +263,112 @@ def test_what_is_changed_is_sampled_and_found_as_it_is_now():
 # Sampling
 
 
-def frequencies(index, query, beta, draws, exclude=None, samples=16):
-    """How often each row is drawn in so many draws for one query."""
-    batch = 2000
-    queries = np.tile(query, [batch, 1])
-    exclude = None if exclude is None else np.tile(exclude, [batch, 1])
+DRAWS = 250_000  # of each of four: a million
+
+
+def drawer(index, method):
+    """Draws for one query, 4096 at a time: counts of row ids."""
+    none = tf.fill([4096, 1], -1)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def draw(query, beta, seed):
+        return index.draw(tf.repeat(query, 4096, axis=0), beta, none, seed, 1, method).ids
+
+    def count(query, beta, draws=DRAWS):
+        counts = np.zeros(index.capacity)
+        for seed in range(math.ceil(draws / 4096)):
+            ids = draw(tf.constant(query), tf.constant(beta), tf.constant([7, seed])).numpy()
+            counts += np.bincount(ids.ravel(), minlength=index.capacity)
+        return counts
+
+    return count
+
+
+@pytest.fixture(scope="module", params=["2 levels", "3 levels"])
+def drawers(request, rows, queries):
+    """(index, shape, methods): few rows are read; of three levels some inner nodes stay closed."""
+    index = make_index(DIM, SIZE, levels=int(request.param[0]))
+    index.build(rows)
+    budget = {"2 levels": 256, "3 levels": 128}[request.param]
+    with pytest.MonkeyPatch.context() as patch:  # of what is traced in here
+        patch.setattr("tf_dynidx.index.dynamic_index._LEAST_BUDGET", budget)
+        methods = {method: drawer(index, method) for method in ("importance", "mh")}
+        for draw in methods.values():
+            draw(queries[:1], 1.0, 1)
+        return index, index._sample_shape(1), methods
+
+
+def p_value(counts, probabilities):
+    """That draws are from a distribution; rows expected less than five times are one bin."""
+    expected = probabilities * counts.sum()
+    rare = expected < 5
+    counts, expected = (np.append(each[~rare], each[rare].sum()) for each in (counts, expected))
+    if expected[-1] < 5:
+        assert counts[-1] < 25  # a Poisson variable of mean 5 comes to that once in 10^10
+        counts, expected = counts[:-1], expected[:-1]
+    return stats.chisquare(counts, expected * (counts.sum() / expected.sum())).pvalue
+
+
+@pytest.mark.parametrize("beta", [2.0, 20.0])
+@pytest.mark.parametrize("method", ["importance", "mh"])
+def test_draws_are_distributed_as_the_softmax(drawers, rows, queries, method, beta):
+    index, shape, draw = drawers
+    query = queries[:1]
+    front = frontier.open_nodes(index.tree.levels, query, beta, shape, shape.budget // 8)
+    assert 0 < int(front.members[0]) < shape.budget < SIZE / 3  # proposals matter
+    closed = [np.isfinite(each.log_masses).sum() for each in front.rest]
+    assert len(closed) == len(index.tree.widths) - (shape.dense == 0)
+    assert closed[-1] > 0 and (shape.dense == 0 or closed[-2] > 0)
+    counts = draw[method](query, beta)
+    assert p_value(counts, exact_softmax(query, rows, beta)[0]) > 1e-3
+    # As many draws tell it from the softmax at a slightly other temperature.
+    assert p_value(counts, exact_softmax(query, rows, 1.05 * beta)[0]) < 1e-3
+
+
+def frequencies(index, query, beta, method, exclude=None):
+    """How often each row is drawn in 16,000 sets of 4 draws for one query."""
+    queries = np.tile(query, [2000, 1])
+    exclude = None if exclude is None else np.tile(exclude, [2000, 1])
     counts = np.zeros(index.capacity)
-    for _ in range(-(-draws // (batch * samples))):
-        ids = index.sample(queries, samples, beta, exclude).ids.numpy()
+    for _ in range(8):
+        ids = index.sample(queries, 4, beta, exclude, method).ids.numpy()
         counts += np.bincount(ids.ravel(), minlength=index.capacity)
     return counts
 
 
 def check_frequencies(counts, probabilities):
-    """Asserts that draws are distributed as told, but for noise and the bias of resampling.
-
-    As many independent draws would be `noise` away from their own distribution. Draws of a query
-    share proposals where leaves stay unopened: those repeat, which adds noise, at most 1.5 times as
-    much here. And weights that are normalised by their sum leave a bias of the order of the
-    variance of that sum, about 1 / proposals = 1/64 of the unopened mass.
-    """
-    noise = expected_total_variation(np.random.default_rng(0), counts.sum(), probabilities)
-    assert total_variation(counts, probabilities) < 1.5 * noise + 0.005
-    # That tells the distribution from others.
-    assert total_variation(counts, np.roll(probabilities, 1)) > 3 * (1.5 * noise + 0.005)
+    """Draws of one query share proposals: chi-square, per degree of freedom, is about 1, not quite."""
+    expected = probabilities * counts.sum()
+    often = expected > 5
+    assert often.sum() > 100
+    assert ((counts - expected)[often] ** 2 / expected[often]).mean() < 1.25
+    # Nor would any other distribution do.
+    other, often = np.roll(expected, 1), np.roll(often, 1)
+    assert ((counts - other)[often] ** 2 / other[often]).mean() > 5
 
 
-@pytest.mark.parametrize("beta", [2.0, 5.0, 20.0])
-def test_draws_are_distributed_as_the_softmax(index, rows, queries, beta):
-    counts = frequencies(index, queries[:1], beta, 200_000)
-    check_frequencies(counts, exact_softmax(queries[:1], rows, beta)[0])
-
-
-def test_draws_of_gaussian_rows_are_distributed_as_the_softmax():
-    rng = np.random.default_rng(3)
-    rows = gaussian(rng, 400, 6)
-    index = DynamicIndex(6, 500)
+@pytest.mark.parametrize("method", ["importance", "mh"])
+def test_excluded_rows_are_never_drawn_and_the_others_by_the_softmax_over_them(rows, queries, method):
+    index = DynamicIndex(DIM, SIZE)
     index.build(rows)
-    counts = frequencies(index, rows[:1], 0.5, 200_000)[:400]
-    check_frequencies(counts, exact_softmax(rows[:1], rows, 0.5)[0])
+    likeliest = np.argsort(-queries[0] @ rows.T)[[0, 2, 5]]
+    exclude = np.array([[*likeliest, -1, 1100, -1]])
+    counts = frequencies(index, queries[:1], 5.0, method, exclude)
+    assert (counts[exclude[exclude >= 0]] == 0).all()
+    check_frequencies(counts, exact_softmax(queries[:1], rows, 5.0, exclude)[0])
+    sample = index.sample(queries[:1], 4, 5.0, exclude, method)
+    expected = log_partition(queries[:1], rows, 5.0, exclude)
+    np.testing.assert_allclose(sample.log_partition, expected, atol=0.1)
+
+
+@pytest.mark.parametrize("method", ["importance", "mh"])
+def test_draws_stay_right_while_statistics_are_behind(rows, queries, method):
+    index = DynamicIndex(DIM, SIZE)
+    index.build(rows)
+    moved = unit(rows + 0.1 * gaussian(np.random.default_rng(5), SIZE, DIM))
+    index.write(tf.range(SIZE), moved)
+    counts = frequencies(index, queries[:1], 5.0, method)
+    check_frequencies(counts, exact_softmax(queries[:1], moved, 5.0)[0])
 
 
 def test_draws_are_exact_where_every_leaf_is_opened():
@@ -245,48 +376,59 @@ def test_draws_are_exact_where_every_leaf_is_opened():
     rows = gaussian(rng, 25, 3)
     index = DynamicIndex(3, 25)
     index.build(rows)
-    assert (index.tree.counts.numpy() > 0).sum() <= 8  # as many as are opened at least
-    counts = frequencies(index, rows[:1], 1.0, 200_000)
-    expected = exact_softmax(rows[:1], rows, 1.0)[0] * counts.sum()
-    assert stats.chisquare(counts, expected).pvalue > 1e-4
+    ids = index.sample(np.tile(rows[:1], [20_000, 1]), 1, 1.0).ids.numpy()
+    counts = np.bincount(ids.ravel(), minlength=25)
+    assert p_value(counts, exact_softmax(rows[:1], rows, 1.0)[0]) > 1e-4
+    estimate = index.sample(rows, 1, 1.0).log_partition
+    np.testing.assert_allclose(estimate, log_partition(rows, rows, 1.0), atol=1e-4)
 
 
-def test_draws_stay_right_while_statistics_are_behind(rows, queries):
-    rng = np.random.default_rng(5)
-    index = DynamicIndex(DIM, SIZE)
+def test_top_draws_are_the_rows_of_highest_score(index, rows, queries):
+    exclude = np.argsort(-queries @ rows.T)[:, [0, 3]]
+    for excluded in (None, exclude):
+        # So many draws that the search behind them covers all.
+        sample = index.sample(queries, 300, 5.0, excluded, method="top")
+        scores = queries @ rows.T
+        if excluded is not None:
+            np.put_along_axis(scores, excluded, -np.inf, axis=1)
+        expected, _ = top_k(scores, 300)
+        np.testing.assert_allclose(sample.scores, expected, atol=1e-5)
+        found = np.take_along_axis(scores, sample.ids.numpy(), axis=1)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert all(len(set(each)) == 300 for each in sample.ids.numpy())
+        np.testing.assert_allclose(
+            sample.log_prob, 5.0 * expected - sample.log_partition.numpy()[:, None], atol=1e-4
+        )
+        error = sample.log_partition.numpy() - log_partition(queries, rows, 5.0)
+        assert np.abs(error).mean() < 0.02
+
+
+def test_top_draws_that_are_not_found_are_empty():
+    rows = gaussian(np.random.default_rng(0), 40, 3)
+    index = DynamicIndex(3, 40)
     index.build(rows)
-    moved = unit(rows + 0.1 * gaussian(rng, SIZE, DIM))
-    index.write(tf.range(SIZE), moved)
-    counts = frequencies(index, queries[:1], 5.0, 200_000)
-    check_frequencies(counts, exact_softmax(queries[:1], moved, 5.0)[0])
+    sample = index.sample(rows[:2], 6, 1.0, [np.arange(36), np.full(36, -1)], method="top")
+    assert sorted(sample.ids[0].numpy()) == [-1, -1, 36, 37, 38, 39]
+    np.testing.assert_array_equal(sample.log_prob[0, 4:], [-np.inf] * 2)
+    assert np.isfinite(sample.log_prob[0, :4]).all() and np.isfinite(sample.log_prob[1]).all()
 
 
-def test_excluded_rows_are_never_drawn_and_the_others_by_the_softmax_over_them(index, rows, queries):
-    likeliest = np.argsort(-queries[0] @ rows.T)[[0, 2, 5]]
-    exclude = np.array([[*likeliest, -1, 1100, -1]])
-    counts = frequencies(index, queries[:1], 5.0, 200_000, exclude)
-    assert (counts[exclude[exclude >= 0]] == 0).all()
-    check_frequencies(counts, exact_softmax(queries[:1], rows, 5.0, exclude)[0])
-    estimate = index.sample(queries[:1], 16, 5.0, exclude).log_partition
-    expected = log_partition(queries[:1], rows, 5.0, exclude)
-    np.testing.assert_allclose(estimate, expected, atol=0.1)
-
-
-def test_query_with_every_row_excluded_draws_none():
+@pytest.mark.parametrize("method", METHODS)
+def test_query_with_every_row_excluded_draws_none(method):
     rows = gaussian(np.random.default_rng(0), 40, 3)
     index = DynamicIndex(3, 40)
     index.build(rows)
     exclude = np.array([np.arange(40), np.full(40, -1)])
-    sample = index.sample(rows[:2], 5, 1.0, exclude)
+    sample = index.sample(rows[:2], 5, 1.0, exclude, method)
     assert (sample.ids[0].numpy() == -1).all() and (sample.ids[1].numpy() >= 0).all()
     assert (sample.log_prob[0].numpy() == -np.inf).all()
     assert np.isfinite(sample.log_prob[1]).all()
-    assert sample.log_partition[0].numpy() == -np.inf
 
 
 @pytest.mark.parametrize("beta", [1.0, 20.0])
-def test_scores_and_log_prob_are_those_of_the_drawn_rows(index, rows, queries, beta):
-    sample = index.sample(queries, 32, beta)
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_and_log_prob_are_those_of_the_drawn_rows(index, rows, queries, method, beta):
+    sample = index.sample(queries, 32, beta, method=method)
     assert sample.ids.dtype == tf.int32 and sample.ids.shape == (20, 32)
     scores = np.einsum("qd,qsd->qs", queries, rows[sample.ids.numpy()])
     np.testing.assert_allclose(sample.scores, scores, atol=1e-5)
@@ -294,23 +436,16 @@ def test_scores_and_log_prob_are_those_of_the_drawn_rows(index, rows, queries, b
     np.testing.assert_allclose(sample.log_prob, beta * scores - partition[:, None], atol=1e-4)
     # And hence close to the log of the softmax itself.
     error = partition - log_partition(queries, rows, beta)
-    assert np.abs(error).mean() < 0.02 and np.abs(error).max() < 0.1
+    assert np.abs(error).mean() < 0.03 and np.abs(error).max() < 0.15
 
 
-def test_more_draws_than_fit_one_block_of_proposals(index, rows, queries):
-    sample = index.sample(queries[:2], 600, 3.0)
-    assert sample.ids.shape == (2, 600)
-    exact = exact_softmax(queries[:2], rows, 3.0)
-    expected = exact @ (rows @ queries[:2].T)
-    np.testing.assert_allclose(sample.scores.numpy().mean(axis=1), np.diag(expected), atol=0.05)
-
-
-def test_same_seed_gives_the_same_draws(index, queries):
-    one, two = (index.sample(queries, 16, 2.0, seed=[5, 6]) for _ in range(2))
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_gives_the_same_draws(index, queries, method):
+    one, two = (index.sample(queries, 16, 2.0, method=method, seed=[5, 6]) for _ in range(2))
     for first, second in zip(one, two, strict=True):
         np.testing.assert_array_equal(first, second)
-    other = index.sample(queries, 16, 2.0, seed=[5, 7])
-    assert (other.ids.numpy() != one.ids.numpy()).mean() > 0.5
+    other = index.sample(queries, 16, 2.0, method=method, seed=[5, 7])
+    assert ((other.ids.numpy() != one.ids.numpy()).mean() > 0.5) == (method != "top")
 
 
 def test_every_call_draws_anew_and_two_runs_of_one_seed_draw_alike(rows, queries):
@@ -327,97 +462,161 @@ def test_every_call_draws_anew_and_two_runs_of_one_seed_draw_alike(rows, queries
     assert (first[0] != first[1]).mean() > 0.5 and (first[1] != first[2]).mean() > 0.5
 
 
-def test_queries_of_one_batch_draw_independently(index, queries):
-    ids = index.sample(np.tile(queries[:1], [200, 1]), 8, 2.0).ids.numpy()
+@pytest.mark.parametrize("method", ["importance", "mh"])
+def test_queries_of_one_batch_draw_independently(index, queries, method):
+    ids = index.sample(np.tile(queries[:1], [200, 1]), 8, 2.0, method=method).ids.numpy()
     assert len({tuple(row) for row in ids.tolist()}) == 200
 
 
-def test_xla_draws_the_same(index, queries):
+@pytest.mark.parametrize("method", METHODS)
+def test_xla_draws_the_same(deep, queries, method):
+    index = deep
     arguments = (
         tf.constant(queries),
         tf.constant(3.0),
         tf.constant([[4, -1]] * 20),
         tf.constant([8, 9]),
     )
-    plain = tf.function(index.draw)(*arguments, 32)
-    compiled = tf.function(index.draw, jit_compile=True)(*arguments, 32)
+    plain = tf.function(index.draw, autograph=False)(*arguments, 32, method)
+    compiled = tf.function(index.draw, jit_compile=True, autograph=False)(*arguments, 32, method)
     # Sums rounded otherwise may swap two leaves of equal mass, or move one proposal to the next row,
     # and with it the draws of a query and a little of its estimate.
-    assert (plain.ids.numpy() == compiled.ids.numpy()).all(axis=1).mean() >= 0.9
+    assert (plain.ids.numpy() == compiled.ids.numpy()).all(axis=1).mean() >= 0.8
     difference = np.abs(plain.log_partition - compiled.log_partition)
-    assert (difference < 1e-4).mean() >= 0.9
-    assert difference.max() < 0.05
-    checked = index.sample(queries, 32, 3.0, exclude=[[4, -1]] * 20, seed=[8, 9])
+    assert (difference < 1e-4).mean() >= 0.8
+    assert difference.max() < 0.1
+    checked = index.sample(queries, 32, 3.0, exclude=[[4, -1]] * 20, method=method, seed=[8, 9])
     np.testing.assert_array_equal(checked.ids, plain.ids)
 
 
-def test_calls_of_one_shape_are_traced_once(rows, queries, monkeypatch):
+def test_calls_of_one_shape_are_traced_once(rows, queries):
     index = DynamicIndex(DIM, SIZE)
-    index.build(rows)
+    index.build(rows[:1200])
 
-    def use(number):
-        index.sample(queries[:number], 4, 2.0 + number)
-        index.log_partition(queries[:number], 3.0 * number)
-        index.search(queries[:number], 5, leaves=16)
+    def traces():
+        return {
+            name: value.experimental_get_tracing_count()
+            for name, value in vars(index).items()
+            if hasattr(value, "experimental_get_tracing_count")
+        }
 
-    use(2)
-    use(3)  # another batch size is traced once more, for any
+    def ask(number, beta):
+        for method in METHODS:
+            index.sample(queries[:number], 4, beta, method=method)
+        index.sample(queries[:number], 4, tf.constant(beta), exclude=[[3]] * number, seed=[1, 2])
+        index.log_partition(queries[:number], beta)
+        index.search(queries[:number], 5)
+        index.search(queries[:number], 5, exclude=[[3]] * number)
 
-    def traced(*_, **__):
-        raise AssertionError("traced again")
+    def change(number, first=1200):
+        some = np.arange(first, first + number)
+        index.insert(some, rows[some])
+        index.update(some - 1200, rows[some])
+        index.repair()
+        index.remove(some)
+        index.repair()
 
-    monkeypatch.setattr("tf_dynidx.ops.frontier.open_leaves", traced)
-    monkeypatch.setattr(index.tree.__class__, "leaves", property(traced))
-    monkeypatch.setattr("tensorflow.math.top_k", traced)
-    for number in (2, 3, 4, 20):
-        use(number)
+    for number in (5, 400):
+        change(number)
+    ask(2, 2.0)
+    ask(3, 1.0)  # another batch size is traced once more, for any
+    before = traces()
+    assert len(before) >= 6 and before["_sample"] > 0 and before["_insert_block"] > 0
+    for number in (2, 7, 20):
+        ask(number, 0.5 * number)
+    for number, first in [(1, 1300), (16, 1201), (17, 1250), (700, 1210), (30, 1200)]:
+        change(number, first)
+    assert traces() == before
+    index.check()
 
 
 # Search
 
 
-def exact_search(queries, rows, k):
-    scores = queries @ rows.T
-    order = np.argsort(-scores, axis=1)[:, :k]
-    return np.take_along_axis(scores, order, axis=1), order
+def check_search(index, rows, queries, k, exclude=None, **budget):
+    """Against all scores; near ties may come in another order."""
+    scores, found = index.search(queries, k, exclude=exclude, **budget)
+    exact = queries @ rows.T
+    if exclude is not None:
+        for query, excluded in enumerate(np.asarray(exclude)):
+            exact[query, excluded[excluded >= 0]] = -np.inf
+    expected, order = top_k(exact, k)
+    assert scores.shape == found.shape == (len(queries), k)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(exact, found.numpy(), 1), expected, atol=1e-5)
+    assert (found.numpy() == order).mean() > 0.99
 
 
-def test_search_of_all_leaves_is_exact(index, rows, queries):
-    for k in (1, 10, SIZE):
-        scores, found = index.search(queries, k, leaves=10**6)
-        expected, order = exact_search(queries, rows, k)
-        assert scores.shape == found.shape == (20, k)
-        np.testing.assert_allclose(scores, expected, atol=1e-5)
-        assert (found.numpy() == order).mean() > 0.99  # but for near ties
-        reached = np.take_along_axis(queries @ rows.T, found.numpy(), axis=1)
-        np.testing.assert_allclose(reached, expected, atol=1e-5)
+@pytest.mark.parametrize("budget", [SIZE, SIZE + 1, 10**6])
+@pytest.mark.parametrize("k", [1, 10, SIZE])
+def test_search_with_a_budget_of_all_rows_is_exact(index, rows, queries, k, budget):
+    check_search(index, rows, queries, k, budget=budget)
 
 
-def test_search_finds_nearly_all_by_default(index, rows, queries):
-    scores, found = index.search(queries, 10)
-    _, order = exact_search(queries, rows, 10)
-    shared = [len(set(a) & set(b)) for a, b in zip(found.numpy(), order, strict=True)]
-    assert np.mean(shared) > 9.5
-    assert (np.diff(scores, axis=1) <= 0).all()
-    # One leaf finds less; and then the more leaves, the more.
-    one = index.search(queries, 10, leaves=1)[1].numpy()
-    assert np.mean([len(set(a) & set(b)) for a, b in zip(one, order, strict=True)]) < 8
+def test_search_leaves_out_what_is_excluded(index, rows, queries):
+    best = np.argsort(-queries @ rows.T)
+    exclude = np.concatenate([best[:, [0, 1, 4]], np.full([20, 1], -1)], axis=1)
+    check_search(index, rows, queries, 10, exclude, budget=SIZE)
+    _, found = index.search(queries, 10, exclude=exclude)
+    assert not (found.numpy()[:, :, None] == exclude[:, None, :3]).any()
 
 
-def test_search_default_opens_enough_for_any_k(index):
+def recall(found, queries, rows, k=10):
+    _, order = top_k(queries @ rows.T, k)
+    shared = [len(set(a) & set(b)) for a, b in zip(np.asarray(found), order, strict=True)]
+    return np.mean(shared) / k
+
+
+def test_search_scores_are_exact_at_any_budget_and_more_find_more(index, rows, queries):
+    recalls = []
+    for budget in (12, 40, None):
+        scores, found = index.search(queries, 10, budget)
+        there = found.numpy() >= 0
+        reached = np.einsum("qd,qkd->qk", queries, rows[found.numpy()])
+        np.testing.assert_allclose(scores, np.where(there, reached, -np.inf), atol=1e-5)
+        assert (scores[:, 1:] <= scores[:, :-1]).numpy().all()
+        assert there[:, 0].all() and (there.all() or budget == 12)
+        assert all(len(set(each[each >= 0])) == (each >= 0).sum() for each in found.numpy())
+        recalls.append(recall(found, queries, rows))
+    assert recalls[0] < recalls[1] < recalls[2] and recalls[2] > 0.97
+
+
+def test_search_reads_enough_for_any_k(index):
     query = np.ones([1, DIM], np.float32)
     for k in (SIZE // 2, SIZE):
         _, found = index.search(query, k)
         assert len(set(found.numpy()[0])) == k and found.numpy().min() >= 0
 
 
-def test_search_for_more_than_the_opened_leaves_hold_is_filled_up(index, rows, queries):
-    scores, found = index.search(queries[:1], 100, leaves=1)
+def test_search_for_more_than_its_budget_holds_is_filled_up(index, rows, queries):
+    scores, found = index.search(queries[:1], 100, budget=50)
     number = int((found.numpy() >= 0).sum())
-    assert 0 < number < 100
+    assert 0 < number <= 50
     np.testing.assert_array_equal(found[0, number:], [-1] * (100 - number))
     np.testing.assert_array_equal(scores[0, number:], [-np.inf] * (100 - number))
     np.testing.assert_allclose(scores[0, :number], rows[found[0, :number]] @ queries[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_of_rows_of_equal_score_search_finds_the_lower_ids(levels):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-1, 2, size=[900, 3]).astype(np.float32)  # 27 points, 33 times each
+    index = make_index(3, 900, levels)
+    index.build(rows)
+    queries = rng.integers(1, 4, size=[10, 3]).astype(np.float32)
+    for k in (1, 20, 100, 900):
+        scores, found = index.search(queries, k, budget=900)
+        expected, order = top_k(queries @ rows.T, k)
+        np.testing.assert_array_equal(scores, expected)
+        np.testing.assert_array_equal(found, order)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_search_kernel_is_compiled_as_it_is(index, rows, queries, jit_compile):
+    shape, none = index._search_shape(10, 300), tf.fill([20, 1], -1)
+    kernel = tf.function(lambda q: index._top_k(q, 10, shape, none), jit_compile=jit_compile)
+    for got, expected in zip(kernel(queries), index.search(queries, 10, 300), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 # Partition
@@ -425,35 +624,10 @@ def test_search_for_more_than_the_opened_leaves_hold_is_filled_up(index, rows, q
 
 @pytest.mark.parametrize("beta", [0.1, 5.0, 50.0, 1000.0])
 def test_partition_lies_within_its_bounds_and_near_its_estimate(index, rows, queries, beta):
-    lower, estimate, upper = (each.numpy() for each in index.log_partition(queries, beta))
-    exact = log_partition(queries, rows, beta)
-    slack = 1e-5 * (beta + 1.0)  # all vectors are of norm 1
-    assert (lower <= exact + slack).all() and (exact <= upper + slack).all()
-    assert (lower <= estimate).all() and (estimate <= upper).all()
-    assert np.abs(estimate - exact).mean() < 0.02 + 1e-5 * beta
-
-
-@settings(max_examples=15)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.integers(1, CAPACITY),
-    spread=st.sampled_from([0.01, 1.0, 30.0]),
-    beta=st.sampled_from([0.01, 1.0, 100.0]),
-)
-def test_bounds_hold_after_any_update(changing, seed, size, spread, beta):
-    rng = np.random.default_rng(seed)
-    index = changing
-    index.reset()
-    index.build(spread * gaussian(rng, size, 4))
-    some = some_of(rng, range(size))
-    index.update(some, spread * gaussian(rng, len(some), 4) + 1.0)
-    rows, queries = np.array(list(held(index).values())), gaussian(rng, 3, 4)
-    lower, estimate, upper = (each.numpy() for each in index.log_partition(queries, beta))
-    exact = log_partition(queries, rows, beta)
-    longest = np.linalg.norm(queries, axis=1) * np.linalg.norm(rows, axis=1).max()
-    slack = 1e-5 * (beta * longest + 1.0)
-    assert (lower <= exact + slack).all() and (exact <= upper + slack).all()
-    assert (lower <= estimate).all() and (estimate <= upper).all()
+    check_bounds(index, queries, beta)
+    _, estimate, _ = index.log_partition(queries, beta)
+    error = estimate.numpy() - log_partition(queries, rows, beta)
+    assert np.abs(error).mean() < 0.02 + 1e-5 * beta
 
 
 # Rows of half precision
@@ -466,12 +640,11 @@ def test_half_precision_rows_answer_as_what_is_stored(rows, queries, dtype):
     stored = tf.cast(tf.cast(rows, dtype), tf.float32).numpy()
     check_holds(index, dict(enumerate(stored)))
     check_invariants(index)
-    scores, _ = index.search(queries, 10, leaves=10**6)
-    np.testing.assert_allclose(scores, exact_search(queries, stored, 10)[0], atol=1e-5)
-    lower, estimate, upper = (each.numpy() for each in index.log_partition(queries, 20.0))
-    exact = log_partition(queries, stored, 20.0)
-    assert (lower <= exact + 3e-4).all() and (exact <= upper + 3e-4).all()
-    assert np.abs(estimate - exact).mean() < 0.05
+    index.check()
+    check_search(index, stored, queries, 10, budget=SIZE)
+    check_bounds(index, queries, 20.0)
+    _, estimate, _ = index.log_partition(queries, 20.0)
+    assert np.abs(estimate - log_partition(queries, stored, 20.0)).mean() < 0.05
     sample = index.sample(queries, 16, 20.0)
     drawn = np.einsum("qd,qsd->qs", queries, stored[sample.ids.numpy()])
     np.testing.assert_allclose(sample.scores, drawn, atol=1e-5)
@@ -605,7 +778,7 @@ def test_step_of_training_compiled_by_xla_does_the_same(rows):
         index = DynamicIndex(DIM, SIZE)
         index.build(rows)
 
-        @tf.function(jit_compile=jit_compile)
+        @tf.function(jit_compile=jit_compile, autograph=False)
         def step(written, vectors, landmarks, index=index):
             index.write(written, vectors)
             index.correct(landmarks)

@@ -60,6 +60,11 @@ def finite(name, value, stored):
             )
         with np.errstate(over="ignore"):
             norms = np.sqrt(np.einsum("nd,nd->n", block, block))
+        if not np.isfinite(norms).all():
+            raise ValueError(
+                f"{name} must have norms that float32 can square; nothing was changed. Received: "
+                f"a norm above 1e19 in row {start + int(np.argmin(np.isfinite(norms)))}"
+            )
         on_sphere = on_sphere and bool((np.abs(norms - 1.0) < 1e-3).all())
     return on_sphere
 

@@ -640,7 +640,9 @@ class DynamicIndex(tf.Module):
                 "exclude must be integers of shape [queries, excluded], padded with -1. Received: "
                 f"shape {tuple(exclude.shape)}, dtype {exclude.dtype.name} for {len(queries)} queries"
             )
-        return tf.cast(exclude, tf.int32)
+        # No row: before the cast, which would wrap around.
+        known = (exclude >= 0) & (exclude < self.capacity)
+        return tf.cast(tf.where(known, exclude, tf.constant(NEVER, exclude.dtype)), tf.int32)
 
     def _rows_and_vectors(self, rows, embeddings):
         rows = checks.rows("rows", rows, self.capacity)

@@ -135,9 +135,15 @@ def _check_above(tree, place):
     slack = _SLACK * (1.0 + np.abs(moments).max(initial=0.0))
     found = level.moments.numpy()
     _must(np.allclose(found, expected, atol=slack, rtol=1e-3), f"moments of level {place}")
-    reach = np.sqrt((offsets**2).sum(axis=2)) + below.radii.numpy().reshape(-1, FANOUT)
-    least = np.where(counts > 0, reach, 0.0).max(axis=1)
-    _must((level.radii.numpy() >= least - slack).all(), f"a radius of level {place} covers too little")
+    away = np.sqrt((offsets**2).sum(axis=2))
+    least = np.where(counts > 0, away + below.radii.numpy().reshape(-1, FANOUT), 0.0).max(axis=1)
+    _must(np.allclose(level.radii.numpy(), least, atol=slack, rtol=1e-3), f"a radius of level {place}")
+    used = (counts > 0).any(axis=1)
+    mine = level.representatives.numpy()[used, None]
+    candidates = below.representatives.numpy().reshape(-1, FANOUT)[used]
+    distance = np.where((candidates == mine) & (counts > 0)[used], away[used], np.inf).min(axis=1)
+    nearest = np.where(counts > 0, away, np.inf).min(axis=1)[used]
+    _must((distance <= nearest + slack).all(), f"a representative of level {place}")
 
 
 def _must(holds, what):

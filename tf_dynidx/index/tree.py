@@ -465,8 +465,10 @@ class Tree(tf.Module):
     def _store(self, leaves, rows, ids):
         """Replaces the contents of whole leaves; the live rows come first."""
         slots = tf.reshape(leaves[:, None] * LEAF_SIZE + tf.range(LEAF_SIZE), [-1])
-        _scatter(self.rows, slots, tf.cast(tf.reshape(rows, [-1, self.dim]), self.rows.dtype))
         ids = tf.where(leaves[:, None] < self.widths[0], ids, NEVER)
+        # Zeros where there is no row: sums over slots may weigh them with zero, but not if infinite.
+        rows = tf.where((ids != NEVER)[:, :, None], rows, tf.zeros([], rows.dtype))
+        _scatter(self.rows, slots, tf.cast(tf.reshape(rows, [-1, self.dim]), self.rows.dtype))
         held = tf.reduce_sum(tf.cast(ids != NEVER, tf.int32), axis=1)
         ids = tf.reshape(ids, [-1])
         _scatter(self.ids, slots, ids)

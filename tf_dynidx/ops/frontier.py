@@ -8,6 +8,8 @@ from tf_dynidx.ops import draws, masses
 from tf_dynidx.ops.membership import is_among
 from tf_dynidx.ops.nodes import NEVER
 
+_NOTHING_LEFT = 1e-7  # an expected squared error below which more proposals are of no use
+
 
 class Shape(NamedTuple):
     """What a query may look at: plain ints, so that every shape is static.
@@ -136,7 +138,9 @@ def open_nodes(levels, queries, beta, shape, keep_proposals):
     left = shape.budget - ends
     error = tf.where(left > 0, unopened**2 / tf.cast(tf.maximum(left, 1), tf.float32), float("inf"))
     error = tf.where(left >= keep_proposals, error, error + 1e3)
-    last = tf.argmin(error, axis=1, output_type=tf.int32)[:, None]
+    # The share left comes from estimated masses, in float32: where it is next to nothing, rather open.
+    good = error <= tf.maximum(tf.reduce_min(error, axis=1, keepdims=True), _NOTHING_LEFT)
+    last = tf.reduce_max(tf.where(good, tf.range(number), 0), axis=1, keepdims=True)
     taken = tf.range(number)[None] <= last
     members = tf.gather(ends, last, batch_dims=1)[:, 0]
     rest.append(segment._replace(log_masses=_without(mass, best, taken)))
