@@ -29,6 +29,9 @@ def build(tree, ids, embeddings, progress=False):
     rows and tree it holds 20 bytes for each row and what a block takes, about 8 kB a row at dimension
     64: some 500 MB, however many rows there are.
 
+    A row whose nearest leaf is in another block, or was full, is not there yet: all rows are marked as
+    moved, for a repair to place.
+
     Args:
         tree: an empty `tf_dynidx.index.tree.Tree`.
         ids: int32 NumPy array [rows], distinct.
@@ -67,6 +70,7 @@ def build(tree, ids, embeddings, progress=False):
             tree.refresh_groups(places)
             bar.update(len(chosen))
     tree.refresh_above()
+    tree.mark_all()
 
 
 @tf.function(autograph=False)

@@ -167,6 +167,7 @@ class DynamicIndex(tf.Module):
         on_sphere = checks.finite("embeddings", embeddings, self.tree.rows.dtype)
         try:
             layout.build(self.tree, rows, embeddings, progress)
+            self.repair(progress)
         except BaseException:
             self.tree.clear()  # half an index is none, also when it was interrupted
             raise
@@ -488,7 +489,7 @@ class DynamicIndex(tf.Module):
         live = self.tree.ids != NEVER
         rows = tf.where(live[:, None], rows, 0.0)
         self.tree.rows.assign(tf.cast(rows, self.tree.rows.dtype))
-        self.tree.moved.assign(self.tree.slots < self.tree.num_slots)
+        self.tree.mark_all()
         self.write(tf.where(known, self.landmarks, NEVER), after)
         self._corrected.assign(self._clock)
 

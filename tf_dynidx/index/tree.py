@@ -218,6 +218,10 @@ class Tree(tf.Module):
         known = (ids >= 0) & (ids < self.capacity)
         _scatter(self.moved, tf.where(known, ids, self.capacity), moved)
 
+    def mark_all(self):
+        """Notes that all rows have moved."""
+        self.moved.assign(self.slots < self.num_slots)
+
     # Structure.
 
     def fill(self, groups, rows, ids):
@@ -323,7 +327,7 @@ class Tree(tf.Module):
         slots = leaves[:, None] * LEAF_SIZE + tf.range(LEAF_SIZE)
         ids = tf.gather(self.ids, slots)
         rows = tf.cast(tf.gather(self.rows, slots), tf.float32)
-        centres = tf.gather(self.moments[0], leaves)[:, : self.dim]
+        centres = nodes.centres(self.moments[0], leaves)
         sparse = tf.gather(self._sparse_groups(), leaves // FANOUT)
         nearby = self._leaves_near(centres)
         elsewhere = nearby // FANOUT != leaves[:, None] // FANOUT
@@ -420,7 +424,7 @@ class Tree(tf.Module):
 
     def _closeness(self, rows, leaves):
         """Larger is nearer: y.mu - |mu|^2 / 2. [n, rows, dim] and [n, leaves]: [n, rows, leaves]."""
-        centres = tf.gather(self.moments[0], leaves)[:, :, : self.dim]
+        centres = nodes.centres(self.moments[0], leaves)
         half = 0.5 * tf.reduce_sum(centres**2, axis=2)
         return tf.matmul(rows, centres, transpose_b=True) - half[:, None, :]
 

@@ -85,6 +85,17 @@ def reach(rows, live, centres):
     return _reach(tf.reduce_sum(offsets**2, axis=2), live)
 
 
+def centres(moments, which):
+    """Centres of some nodes, their variances left in memory: float32 [..., dim].
+
+    Args:
+        moments: float32 [nodes, 2 * dim], variable or tensor.
+        which: int32 [...].
+    """
+    halves = tf.reshape(moments, [-1, moments.shape[1] // 2])
+    return tf.gather(halves, 2 * which)
+
+
 def _reach(squares, live):
     radii = tf.sqrt(tf.reduce_max(tf.where(live, squares, 0.0), axis=1))
     return radii, first_of_largest(tf.where(live, -squares, -float("inf")))

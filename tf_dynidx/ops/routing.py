@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tf_dynidx.ops import nodes
+
 
 def nearest_nodes(levels, vectors, level, width, fanout, size):
     """The nodes of one level that are nearest to each vector, among those that have room.
@@ -31,7 +33,7 @@ def nearest_nodes(levels, vectors, level, width, fanout, size):
             closeness -= 0.5 * tf.reduce_sum(centres**2, axis=1)
             count = counts[:-1][None, :]
         else:
-            centres = tf.gather(levels[here].moments, candidates)[:, :, :dim]
+            centres = nodes.centres(levels[here].moments, candidates)
             closeness = tf.reduce_sum(centres * (vectors[:, None, :] - 0.5 * centres), axis=2)
             count = tf.gather(counts, candidates)
         room = size * fanout ** (here - 1)
