@@ -10,8 +10,7 @@ from tqdm import tqdm
 from tf_dynidx.index import build as layout
 from tf_dynidx.index import checks, inspection
 from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEAF_SIZE, Tree
-from tf_dynidx.ops import chains, draws, frontier, masses, regression
-from tf_dynidx.ops.membership import is_among
+from tf_dynidx.ops import chains, draws, frontier, regression
 from tf_dynidx.ops.nodes import NEVER
 from tf_dynidx.ops.search import ROWS_AT_A_TIME, tree_top_k
 
@@ -74,7 +73,7 @@ class DynamicIndex(tf.Module):
         Args:
             dim: int, the dimension of the encodings.
             capacity: int, the largest number of rows, at most 2**29. Memory is taken at once: about
-                1.8 slots of `dim` numbers a row, and a tenth of that for the tree; see `memory`.
+                two slots of `dim` numbers a row, and a tenth of that for the tree; see `memory`.
             dtype: dtype of the row table: "float32" (default), "float16" or "bfloat16" (half the
                 memory; scores are still summed in float32).
             seed: int, seeds every random draw.
@@ -442,16 +441,13 @@ class DynamicIndex(tf.Module):
             scores, ids = tree_top_k(levels, tree.rows, tree.ids, queries, num_samples, shape, exclude)
             log_partition = self._certify(queries, beta)[1]
             return Sample(ids, scores, beta * scores - log_partition[:, None], log_partition)
-        seeds = tf.random.split(seed, 2, alg="philox")
         front = frontier.open_nodes(levels, queries, beta, shape, shape.budget // 8)
+        seen = (tree.rows, tree.ids, levels, front, queries, beta, shape, exclude)
         if method == "mh":
-            ids, scores, log_partition = self._chains(
-                front, queries, beta, exclude, shape, num_samples, seed
-            )
+            ids, scores, log_partition = chains.sample(*seen, num_samples, seed)
         else:
-            pool = frontier.pool(
-                tree.rows, tree.ids, levels, front, queries, beta, shape, exclude, seeds[0]
-            )
+            seeds = tf.random.split(seed, 2, alg="philox")
+            pool = frontier.pool(*seen, seeds[0])
             entry = draws.categorical(pool.log_weights, num_samples, seeds[1])
             ids = tf.gather(pool.ids, entry, batch_dims=1)
             scores = tf.gather(pool.scores, entry, batch_dims=1)
@@ -520,43 +516,6 @@ class DynamicIndex(tf.Module):
         share = tf.cast(self._clock - written, tf.float32) / tf.cast(period, tf.float32)
         return tf.minimum(share, 1.0)
 
-    def _chains(self, front, queries, beta, exclude, shape, num_samples, seed):
-        """Draws by Metropolis-Hastings over proposals from the frontier; log partition by the same."""
-        tree, levels = self.tree, self.tree.levels
-        seeds = tf.random.split(seed, 4, alg="philox")
-        batch = tf.shape(queries)[0]
-        position = tf.range(shape.budget)[None]
-        slots = frontier.member_slots(front, position, shape.leaf_size)
-        scores = beta * frontier.dots(queries, tree.rows, slots)
-        scores = tf.where(position < front.members[:, None], scores, -float("inf"))
-        rest = frontier.capped_log_masses(front.rest, beta)
-        rest = tf.reduce_logsumexp(rest, axis=1, keepdims=True)
-        log_weights = tf.concat([scores, rest], axis=1)
-        # Proposals of a chain must be independent of one another: not stratified.
-        proposals = num_samples * max(16, shape.budget // num_samples)
-        entry = draws.entries_at(log_weights, draws.uniforms([batch, proposals], seeds[0]))
-        drawn, log_q = frontier.propose(
-            levels, front.rest, beta, shape, draws.uniforms([batch, proposals], seeds[1]), seeds[2]
-        )
-        member = entry < shape.budget
-        slots = tf.where(
-            member, tf.gather(slots, tf.minimum(entry, shape.budget - 1), batch_dims=1), drawn
-        )
-        scores = beta * frontier.dots(queries, tree.rows, slots)
-        ids = tf.gather(tree.ids, slots)
-        absent = (ids == NEVER) | is_among(ids, exclude) | ~(member | tf.math.is_finite(log_q))
-        log_ratios = tf.where(member, 0.0, scores - log_q - rest)
-        log_ratios = tf.where(absent, -float("inf"), log_ratios)
-        log_partition = (
-            tf.reduce_logsumexp(log_weights, axis=1)
-            + tf.reduce_logsumexp(log_ratios, axis=1)
-            - tf.math.log(float(proposals))
-        )
-        last = chains.last_states(log_ratios, num_samples, seeds[3])
-        ids, scores = tf.gather(ids, last, batch_dims=1), tf.gather(scores, last, batch_dims=1)
-        found = tf.math.is_finite(tf.gather(log_ratios, last, batch_dims=1))
-        return ids, tf.where(found, scores, -float("inf")), log_partition
-
     def _top_k(self, queries, k, shape, exclude):
         tree = self.tree
         return tree_top_k(tree.levels, tree.rows, tree.ids, queries, k, shape, exclude)
@@ -564,20 +523,7 @@ class DynamicIndex(tf.Module):
     def _certify(self, queries, beta):
         tree, shape = self.tree, self._sample_shape(1)
         front = frontier.open_nodes(tree.levels, queries, beta, shape, 0)
-        position = tf.range(shape.budget)[None]
-        slots = frontier.member_slots(front, position, shape.leaf_size)
-        scores = beta * frontier.dots(queries, tree.rows, slots)
-        scores = tf.where(position < front.members[:, None], scores, -float("inf"))
-        lower, estimate, upper = [scores], [scores], [scores]
-        for each in front.rest:
-            closed = tf.math.is_finite(each.log_masses)
-            least, most = masses.log_mass_bounds(each.along, each.spread, each.counts, beta)
-            lower.append(tf.where(closed, least, -float("inf")))
-            estimate.append(each.log_masses)
-            upper.append(tf.where(closed, most, -float("inf")))
-        return tuple(
-            tf.reduce_logsumexp(tf.concat(parts, axis=1), axis=1) for parts in (lower, estimate, upper)
-        )
+        return frontier.partition_bounds(tree.rows, front, queries, beta, shape)
 
     def _sample_shape(self, num_samples):
         """What a query looks at to draw: half of its dot products go to nodes, half to rows."""

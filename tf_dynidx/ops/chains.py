@@ -2,7 +2,57 @@
 
 import tensorflow as tf
 
-from tf_dynidx.ops import draws
+from tf_dynidx.ops import draws, frontier
+from tf_dynidx.ops.membership import is_among
+from tf_dynidx.ops.nodes import NEVER
+
+_FEWEST_STEPS = 16  # of a chain
+
+
+def sample(rows, ids, levels, front, queries, beta, shape, exclude, num_samples, seed):
+    """Draws by one chain each, over proposals from the frontier, and the log partition by the same.
+
+    A proposal is a row of an opened leaf with its exact weight, or an unopened node by its mass and a
+    uniform member of it. Chains are as long as the budget allows, and 16 steps at least.
+
+    Args:
+        rows, ids, levels, queries, beta, shape, exclude: as for `tf_dynidx.ops.frontier.pool`.
+        front: what `tf_dynidx.ops.frontier.open_nodes` returned.
+        num_samples: int.
+        seed: int32 [2].
+
+    Returns:
+        (ids, scores, log_partition): int32 and float32 [queries, num_samples], the scores beta q.y,
+        -inf where nothing could be drawn; float32 [queries].
+    """
+    seeds = tf.random.split(seed, 4, alg="philox")
+    batch = tf.shape(queries)[0]
+    member_slots, member_scores = frontier.members(rows, front, queries, beta, shape)
+    rest = frontier.capped_log_masses(front.rest, beta)
+    rest = tf.reduce_logsumexp(rest, axis=1, keepdims=True)
+    log_weights = tf.concat([member_scores, rest], axis=1)
+    # Proposals of a chain must be independent of one another: not stratified.
+    proposals = num_samples * max(_FEWEST_STEPS, shape.budget // num_samples)
+    entry = draws.entries_at(log_weights, draws.uniforms([batch, proposals], seeds[0]))
+    points = draws.uniforms([batch, proposals], seeds[1])
+    drawn, log_q = frontier.propose(levels, front.rest, beta, shape, points, seeds[2])
+    member = entry < shape.budget
+    picked = tf.gather(member_slots, tf.minimum(entry, shape.budget - 1), batch_dims=1)
+    slots = tf.where(member, picked, drawn)
+    scores = beta * frontier.dots(queries, rows, slots)
+    found = tf.gather(ids, slots)
+    absent = (found == NEVER) | is_among(found, exclude) | ~(member | tf.math.is_finite(log_q))
+    log_ratios = tf.where(member, 0.0, scores - log_q - rest)
+    log_ratios = tf.where(absent, -float("inf"), log_ratios)
+    log_partition = (
+        tf.reduce_logsumexp(log_weights, axis=1)
+        + tf.reduce_logsumexp(log_ratios, axis=1)
+        - tf.math.log(float(proposals))
+    )
+    last = last_states(log_ratios, num_samples, seeds[3])
+    drawable = tf.math.is_finite(tf.gather(log_ratios, last, batch_dims=1))
+    scores = tf.where(drawable, tf.gather(scores, last, batch_dims=1), -float("inf"))
+    return tf.gather(found, last, batch_dims=1), scores, log_partition
 
 
 def last_states(log_ratios, num_chains, seed):

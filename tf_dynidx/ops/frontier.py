@@ -245,6 +245,46 @@ def capped_log_masses(rest, beta):
     return masses.within_two_spreads(log_masses, along, spread, counts, beta)
 
 
+def members(rows, frontier, queries, beta, shape):
+    """The rows of the opened leaves.
+
+    Args:
+        rows, frontier, queries, beta, shape: as for `pool`.
+
+    Returns:
+        (slots, scores): int32 and float32 [queries, shape.budget], beta q.y; -inf where there is none.
+    """
+    position = tf.range(shape.budget)[None]
+    slots = member_slots(frontier, position, shape.leaf_size)
+    scores = beta * dots(queries, rows, slots)
+    return slots, tf.where(position < frontier.members[:, None], scores, -float("inf"))
+
+
+def partition_bounds(rows, frontier, queries, beta, shape):
+    """Lower bound, estimate and upper bound of the log partition function.
+
+    Opened leaves count row by row, the other nodes by `tf_dynidx.ops.masses.log_mass_bounds` and their
+    estimated masses.
+
+    Args:
+        rows, frontier, queries, beta, shape: as for `pool`.
+
+    Returns:
+        (lower, estimate, upper): float32 [queries] each.
+    """
+    _, scores = members(rows, frontier, queries, beta, shape)
+    lower, estimate, upper = [scores], [scores], [scores]
+    for each in frontier.rest:
+        closed = tf.math.is_finite(each.log_masses)
+        least, most = masses.log_mass_bounds(each.along, each.spread, each.counts, beta)
+        lower.append(tf.where(closed, least, -float("inf")))
+        estimate.append(each.log_masses)
+        upper.append(tf.where(closed, most, -float("inf")))
+    return tuple(
+        tf.reduce_logsumexp(tf.concat(parts, axis=1), axis=1) for parts in (lower, estimate, upper)
+    )
+
+
 def member_slots(frontier, position, leaf_size):
     """Slots of the first rows of the candidate leaves, in their order.
 

@@ -26,12 +26,21 @@ def group(rows, live, groups, size, iterations):
     rows = tf.cast(rows, tf.float32)
     centres = _spread_evenly(rows, live, groups)
     mask = tf.cast(live, tf.float32)
-    for _ in range(iterations):
+
+    def better(number, centres):
         nearest = tf.argmax(closeness(rows, centres), axis=2, output_type=tf.int32)
         member = tf.one_hot(nearest, groups, axis=1) * mask[:, None, :]  # [batch, groups, slots]
         count = tf.reduce_sum(member, axis=2, keepdims=True)
         means = tf.matmul(member, rows) / tf.maximum(count, 1.0)
-        centres = tf.where(count > 0, means, centres)
+        return number + 1, tf.where(count > 0, means, centres)
+
+    # A loop of the graph, as below: unrolled, it would take seconds to trace and to compile.
+    _, centres = tf.while_loop(
+        lambda number, _: number < iterations,
+        better,
+        (tf.constant(0), centres),
+        maximum_iterations=iterations,
+    )
     near, choices = tf.math.top_k(closeness(rows, centres), min(_CHOICES, groups))
     return assign(nearness(near[:, :, 0], rows), choices, live, groups, size)
 
@@ -75,13 +84,18 @@ def assign(near, choices, live, groups, size):
     choices = tf.reshape(tf.gather(choices, first, batch_dims=1), [flat, tries])
     waiting = tf.reshape(tf.gather(live, first, batch_dims=1), [flat])
     offset = tf.repeat(tf.range(batch) * groups, slots)
-    counts = tf.zeros([batch * groups], tf.int32)
-    found = tf.zeros([flat], tf.int32)
-    for number in range(tries):
-        target = choices[:, number]
+
+    def settle(number, found, waiting, counts):
+        target = tf.gather(choices, number, axis=1)
         _, accepted, counts = nodes.places(target + offset, waiting, counts, size)
-        found = tf.where(accepted, target, found)
-        waiting &= ~accepted
+        return number + 1, tf.where(accepted, target, found), waiting & ~accepted, counts
+
+    _, found, waiting, counts = tf.while_loop(
+        lambda number, *_: number < tries,
+        settle,
+        (tf.constant(0), tf.zeros([flat], tf.int32), waiting, tf.zeros([batch * groups], tf.int32)),
+        maximum_iterations=tries,
+    )
     # Whoever still waits takes any place, in order.
     room = tf.cumsum(size - tf.reshape(counts, [batch, groups]), axis=1)
     rank = tf.cumsum(tf.cast(tf.reshape(waiting, [batch, slots]), tf.int32), axis=1) - 1
