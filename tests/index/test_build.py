@@ -138,3 +138,18 @@ def test_every_block_has_groups_of_its_own_and_room_in_them(capacity, share):
     assert filled.max() < tree.widths[1]
     assert all(rows <= 0.7 * 512 * groups or groups == 1 for rows, groups in sizes)
     assert sum(rows for rows, _ in sizes) >= number
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_block_is_grouped_by_compiled_functions(rows, jit_compile):
+    """What `build` does with a block of rows has static shapes, so that XLA compiles it too."""
+    grouped, side_by_side = (
+        tf.function(each.python_function, jit_compile=jit_compile, autograph=False)
+        for each in (build._grouped, build._side_by_side)
+    )
+    laid, ids = grouped(tf.constant(rows), tf.range(SIZE), 7)
+    live = ids.numpy() >= 0
+    np.testing.assert_array_equal(np.sort(ids.numpy()[live]), np.arange(SIZE))
+    np.testing.assert_array_equal(laid.numpy()[live], rows[ids.numpy()[live]])
+    places = side_by_side(laid, ids, 2).numpy()
+    assert len(set(places)) == 7 and places.min() >= 0 and places.max() < 32

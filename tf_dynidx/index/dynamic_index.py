@@ -20,12 +20,13 @@ _LEAST_SEARCH_BUDGET = 1024  # rows that a search reads for each query, at least
 _SEARCH_GROWTH = 20  # this many times sqrt(capacity); and
 _PER_RESULT = 4  # this many for each result
 _LONG_AGO = -(2**30)  # when rows that were never written were written
+_SETTLING_NEAR = 16  # groups whose leaves the rows of a leaf may move to after a build
 _UPKEEP_PARTS = 4  # one upkeep reroutes one part in so many of the leaves, in turn
 _FLOATS = 2**27  # numbers that are held at a time to answer queries: 512 MB
 _METHODS = ("importance", "mh", "top")
 # Lists of rows, leaves or groups of any length are worked off in blocks of one of a few lengths,
 # so that nothing is compiled anew for a length not seen before.
-_LENGTHS = (16, 1024, 4096)  # of lists of rows
+_LENGTHS = (16, 1024, 4096)  # of lists of rows or leaves
 _GROUPS = (16, 128)  # of lists of groups, of which each is 512 slots
 
 
@@ -116,6 +117,7 @@ class DynamicIndex(tf.Module):
         self._remove_block = _compiled(self.tree.remove)
         self._write_block = _compiled(self.write)
         self._move_block = _compiled(self.tree.move)
+        self._reroute_block = _compiled(self.tree.reroute)
         self._refresh_block = _compiled(self.tree.refresh_groups)
         self._refresh_above = _compiled(self.tree.refresh_above)
         self._tidy = _compiled(self.tree.tidy)
@@ -166,7 +168,7 @@ class DynamicIndex(tf.Module):
         on_sphere = checks.finite("embeddings", embeddings, self.tree.rows.dtype)
         try:
             layout.build(self.tree, rows, embeddings, progress)
-            self.repair(progress)
+            self._settle(progress)
         except BaseException:
             self.tree.clear()  # half an index is none, also when it was interrupted
             raise
@@ -256,7 +258,7 @@ class DynamicIndex(tf.Module):
         """
         rows = np.flatnonzero(self.tree.moved.numpy()[: self.capacity]).astype(np.int32)
         groups, moved = self._groups_of(rows), 0
-        with tqdm(total=len(rows), desc="repairing", unit="row", disable=not progress) as bar:
+        with _bar("repairing", len(rows), "row", progress) as bar:
             for (block,) in _blocks(rows):
                 moved += int(self._move_block(block))
                 bar.update(int((block != NEVER).sum()))
@@ -551,6 +553,16 @@ class DynamicIndex(tf.Module):
             total += width
         return total
 
+    def _settle(self, progress):
+        """Moves the rows of a new tree on to nearer leaves, those of other blocks among them."""
+        used = np.flatnonzero(self.tree.counts[0].numpy()).astype(np.int32)
+        with _bar("settling", len(used), "leaf", progress) as bar:
+            for (block,) in _blocks(used, filler=self.tree.widths[0], lengths=_LENGTHS[:2]):
+                self._reroute_block(block, near=_SETTLING_NEAR)
+                bar.update(min(len(block), len(used)))
+        self._refresh(np.arange(self.tree.num_groups, dtype=np.int32))
+        self.repair(progress)
+
     def _groups_of(self, rows):
         return np.unique(tf.gather(self.tree.slots, rows).numpy() // GROUP).astype(np.int32)
 
@@ -620,6 +632,10 @@ class DynamicIndex(tf.Module):
         if not size:
             raise ValueError("The index is empty: call build() first. Received: 0 rows")
         return size
+
+
+def _bar(what, total, unit, progress):
+    return tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=not progress)
 
 
 def _joined(parts):

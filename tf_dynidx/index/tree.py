@@ -310,7 +310,7 @@ class Tree(tf.Module):
         changed = tf.concat([crowded, empty, groups], axis=0)
         return tf.where(tf.concat([halved, halved, loose], axis=0), changed, self.num_groups)
 
-    def reroute(self, leaves):
+    def reroute(self, leaves, near=_NEAR):
         """Moves rows of the given leaves to a nearer leaf close by, where that has room.
 
         Close by are the leaves of the groups nearest to the leaf's own centre. A group of very few
@@ -319,6 +319,7 @@ class Tree(tf.Module):
 
         Args:
             leaves: int32 [leaves], distinct but for scratch ones.
+            near: int, how many groups count as close by.
 
         Returns:
             int32 scalar, how many rows moved.
@@ -329,7 +330,7 @@ class Tree(tf.Module):
         rows = tf.cast(tf.gather(self.rows, slots), tf.float32)
         centres = nodes.centres(self.moments[0], leaves)
         sparse = tf.gather(self._sparse_groups(), leaves // FANOUT)
-        nearby = self._leaves_near(centres)
+        nearby = self._leaves_near(centres, near)
         elsewhere = nearby // FANOUT != leaves[:, None] // FANOUT
         usable = self._usable(nearby) & (nearby != leaves[:, None]) & (elsewhere | ~sparse[:, None])
         there = self._closeness(rows, nearby)  # [leaves, 32, nearby]
@@ -404,9 +405,9 @@ class Tree(tf.Module):
 
     # Finding leaves.
 
-    def _leaves_near(self, vectors):
-        """The leaves of the groups nearest to each vector: int32 [vectors, 64]."""
-        groups = routing.nearest_nodes(self.levels, vectors, 1, _NEAR, FANOUT, GROUP)
+    def _leaves_near(self, vectors, near=_NEAR):
+        """The leaves of the groups nearest to each vector: int32 [vectors, 16 * near]."""
+        groups = routing.nearest_nodes(self.levels, vectors, 1, near, FANOUT, GROUP)
         leaves = groups[:, :, None] * FANOUT + tf.range(FANOUT)
         return tf.reshape(leaves, [tf.shape(vectors)[0], leaves.shape[1] * FANOUT])
 
