@@ -15,7 +15,8 @@ from tf_dynidx.ops.nodes import NEVER
 from tf_dynidx.ops.search import ROWS_AT_A_TIME, tree_top_k
 
 _LEAST_BUDGET = 512  # rows that a query reads to draw from, however few the draws; and
-_BUDGET_PER_DRAW = 24  # this many for each draw, so that resampling comes close to exact draws
+_BUDGET_PER_DRAW = 25  # this many for each draw, so that resampling comes close to exact draws
+_ROWS_PER_NODE = 28  # so that nodes opened at a level (32 dot products each) cost a little more
 _LEAST_SEARCH_BUDGET = 1024  # rows that a search reads for each query, at least; and
 _SEARCH_GROWTH = 20  # this many times sqrt(capacity); and
 _PER_RESULT = 4  # this many for each result
@@ -528,10 +529,10 @@ class DynamicIndex(tf.Module):
         return frontier.partition_bounds(tree.rows, front, queries, beta, shape)
 
     def _sample_shape(self, num_samples):
-        """What a query looks at to draw: half of its dot products go to nodes, half to rows."""
+        """What a query looks at to draw: about as many dot products with nodes as with rows."""
         budget = max(_LEAST_BUDGET, _BUDGET_PER_DRAW * num_samples)
         budget = min(budget, max(_LEAST_BUDGET, 2 * self.capacity))
-        return frontier.Shape(self.tree.dense, budget // (2 * FANOUT), budget, FANOUT, LEAF_SIZE)
+        return frontier.Shape(self.tree.dense, budget // _ROWS_PER_NODE, budget, FANOUT, LEAF_SIZE)
 
     def _search_shape(self, k, budget):
         """What a query looks at to search: the more rows it reads, the better the nodes are picked."""

@@ -76,7 +76,7 @@ def entries_at(log_weights, points):
 def entries_up_to(cumulative, points):
     """How many entries of each ascending row are at most each point: int32 [rows, points].
 
-    Two looks of sqrt(entries) each, at the ends of blocks and inside one block: XLA compiles
+    Three looks at the cube root of the entries each, at the ends of ever smaller blocks: XLA compiles
     tf.searchsorted to a comparison of every point with every entry, which is many times slower.
 
     Args:
@@ -84,12 +84,20 @@ def entries_up_to(cumulative, points):
         points: the same dtype, [rows, points].
     """
     entries = cumulative.shape[1]
-    block = math.isqrt(entries) + 1
-    blocks = -(-entries // block)
-    padding = [[0, 0], [0, blocks * block - entries]]
+    base = max(2, math.ceil(entries ** (1 / 3)))
+    base += base**3 < entries  # the root is rounded
+    padding = [[0, 0], [0, base**3 - entries]]
     padded = tf.pad(cumulative, padding, constant_values=cumulative.dtype.max)
-    padded = tf.reshape(padded, [-1, blocks, block])
-    ends = padded[:, None, :, -1] <= points[:, :, None]
-    which = tf.minimum(tf.reduce_sum(tf.cast(ends, tf.int32), axis=2), blocks - 1)
-    inside = tf.gather(padded, which, batch_dims=1) <= points[:, :, None]
-    return which * block + tf.reduce_sum(tf.cast(inside, tf.int32), axis=2)
+    found = tf.zeros_like(points, tf.int32)
+    for size in (base**2, base, 1):
+        ends = padded[:, size - 1 :: size]
+        if size == base**2:
+            looked_at = ends[:, None, :]
+        else:
+            looked_at = tf.gather(
+                tf.reshape(ends, [-1, base**3 // size // base, base]), found, batch_dims=1
+            )
+        passed = tf.cast(looked_at <= points[:, :, None], tf.int32)
+        # Past the last end there is no further block: padding makes that happen at the last look only.
+        found = found * base + tf.minimum(tf.reduce_sum(passed, axis=2), base - (size > 1))
+    return found
