@@ -126,7 +126,8 @@ def test_as_many_leaves_are_opened_as_leave_the_least_error(deep, beta):
         usable = left >= keep
         assert usable[taken[-1]]
         error = np.abs(share) / np.sqrt(np.maximum(left, 1))
-        assert error[taken[-1]] <= error[usable].min() + 1e-5
+        # An error of 3e-4 of the mass is as good as none: then leaves are opened to the end.
+        assert error[taken[-1]] <= max(error[usable].min(), 1e-7**0.5) + 1e-5
 
 
 def test_peaked_softmax_opens_more_leaves_than_a_flat_one(small):
