@@ -26,8 +26,8 @@ def build(tree, ids, embeddings, progress=False):
 
     A set of rows larger than a block is halved across its longest direction, and again, by the order
     of its projections; a block's rows become groups, and each group's rows leaves, by k-means. Beside
-    rows and tree it holds 20 bytes for each row and what a block takes, about 8 kB a row at dimension
-    64: some 500 MB, however many rows there are.
+    rows and tree it holds 20 bytes for each row and what a block takes, about 10 kB a row at dimension
+    64: some 700 MB, however many rows there are.
 
     A row that found none of its nearest leaves free is marked as moved, for a repair to place.
 

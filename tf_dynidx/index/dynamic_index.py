@@ -134,7 +134,7 @@ class DynamicIndex(tf.Module):
         """Fills the empty index.
 
         Rows are read a block at a time; beside `embeddings` and the index itself this holds 20 bytes
-        a row and some 500 MB.
+        a row and some 700 MB.
 
         Args:
             embeddings: float [rows, dim], finite; a tensor, a NumPy array or a memmap.
