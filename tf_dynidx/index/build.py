@@ -10,7 +10,7 @@ from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEA
 from tf_dynidx.ops import grouping, nodes
 from tf_dynidx.ops.nodes import NEVER
 
-BLOCK = 65_536  # rows that are grouped at a time; also what a large tree is read in
+BLOCK = 65_536  # rows that are grouped at a time
 _SAMPLE = 4096  # rows that show how a set is to be halved
 _FILL = 0.625  # share of a group's slots that a build fills
 _UPPER_FILL = 14  # nodes that a build puts into a node of level 2 and above, of 16 places

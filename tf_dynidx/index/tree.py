@@ -28,8 +28,8 @@ class Tree(tf.Module):
 
     Leaf i holds the slots 32 i to 32 i + 31, its live rows first; node i of level l + 1 holds the nodes
     16 i to 16 i + 15 of level l: members of a node of any level are contiguous in slots, and no
-    pointers are kept. The number of levels follows from the capacity: levels are added until the
-    topmost has no more nodes than one matrix product scores easily. Every method works on variables in
+    pointers are kept. The number of levels follows from the capacity: there are as many as it takes for
+    one to have no more nodes than one matrix product scores easily. Every method works on variables in
     place, has static shapes and may be called inside a `tf.function`, compiled by XLA or not.
 
     Row ids are the caller's: 0 to capacity - 1.
@@ -283,7 +283,7 @@ class Tree(tf.Module):
             int32 [3 * number], the groups that were changed; the scratch group stands in for others.
         """
         number = min(number, self.num_groups)
-        counts = tf.reduce_sum(tf.reshape(self.counts[0], [-1, FANOUT]), axis=1)[: self.num_groups]
+        counts = tf.reduce_sum(self._leaf_counts(), axis=1)
         region = FANOUT if len(self.widths) > 2 else self.num_groups
         regions = tf.reshape(counts, [-1, region])
         fullest, crowded = tf.math.top_k(counts, number)
@@ -301,14 +301,18 @@ class Tree(tf.Module):
         halved = free & (fullest > CROWDED_GROUP)
         _if_any(halved, lambda: self.halve(crowded, empty, halved))
 
-        largest = tf.reduce_max(tf.reshape(self.counts[0], [-1, FANOUT]), axis=1)[: self.num_groups]
-        counts = tf.reduce_sum(tf.reshape(self.counts[0], [-1, FANOUT]), axis=1)[: self.num_groups]
-        largest = tf.where(counts <= CROWDED_GROUP, largest, 0)
+        counts = self._leaf_counts()  # as halving has left them
+        loosenable = tf.reduce_sum(counts, axis=1) <= CROWDED_GROUP
+        largest = tf.where(loosenable, tf.reduce_max(counts, axis=1), 0)
         fullest, groups = tf.math.top_k(largest, number)
         loose = fullest >= CROWDED_LEAF
         _if_any(loose, lambda: self.regroup(groups, loose))
         changed = tf.concat([crowded, empty, groups], axis=0)
         return tf.where(tf.concat([halved, halved, loose], axis=0), changed, self.num_groups)
+
+    def _leaf_counts(self):
+        """Rows of each group's leaves as they are now, whatever the statistics say: [groups, 16]."""
+        return tf.reshape(self.counts[0], [-1, FANOUT])[: self.num_groups]
 
     def reroute(self, leaves, near=_NEAR):
         """Moves rows of the given leaves to a nearer leaf close by, where that has room.
