@@ -24,13 +24,15 @@ TEST_EXTRA := .venv/.installed-test
 demo: $(PACKAGE)
 	$(BIN)/tf-dynidx demo
 
-# Both worlds run even if the first fails: one run shows all that is broken.
+# The two worlds run side by side, and both to the end even if one fails: one run shows all that is
+# broken. What Keras 2 has to say is shown when Keras 3 is through.
 test: $(TEST_EXTRA)
-	@trap 'exit 130' INT; status=0; \
-	echo "=== pytest with Keras 3"; \
+	@env TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) >.venv/keras-2.log 2>&1 & second=$$!; \
+	trap 'kill $$second 2>/dev/null; exit 130' INT TERM; status=0; \
+	echo "=== pytest with Keras 3 (and Keras 2 beside it: .venv/keras-2.log)"; \
 	env -u TF_USE_LEGACY_KERAS $(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
-	echo "=== pytest with Keras 2 (TF_USE_LEGACY_KERAS=1)"; \
-	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
+	wait $$second || status=1; \
+	echo "=== pytest with Keras 2 (TF_USE_LEGACY_KERAS=1)"; cat .venv/keras-2.log; \
 	exit $$status
 
 lint: $(TEST_EXTRA)

@@ -9,9 +9,9 @@ _CLASSES = {
     "DynamicIndex": "tf_dynidx.index",
     "TargetCorpus": "tf_dynidx.corpus",
 }
-_MODULES = ("losses", "metrics", "miners")
+_MODULES = ("callbacks", "layers", "losses", "metrics", "miners")
 
-__all__ = ["DualEncoder", "DynamicIndex", "TargetCorpus", "losses", "metrics", "miners"]
+__all__ = [*_CLASSES, *_MODULES]
 
 
 def __getattr__(name):

@@ -1,5 +1,7 @@
 """`TargetCorpus`: the features and identifiers of all targets."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
@@ -14,6 +16,10 @@ class TargetCorpus:
         features: a tensor or array [targets, ...], or a dict of them, as the target tower takes them.
         identifiers: what the user calls the targets: distinct strings or integers [targets]. Default:
             the rows themselves.
+        saved: bool, whether a `.keras` file of a model with this corpus holds the corpus (default).
+            Without it the file is small, and the corpus is handed in again when it is loaded:
+            `keras.models.load_model(path, custom_objects={"corpus": corpus})`. Files of weights and
+            checkpoints never hold the corpus.
 
     Raises:
         ValueError: there are no targets, the leading axes differ, or identifiers are not one for each
@@ -26,7 +32,7 @@ class TargetCorpus:
     array([1], dtype=int32)
     """
 
-    def __init__(self, features, identifiers=None):
+    def __init__(self, features, identifiers=None, saved=True):
         self.features = tf.nest.map_structure(tf.convert_to_tensor, _as_structure(features))
         flat = tf.nest.flatten(self.features)
         shapes = [tuple(tensor.shape) for tensor in flat]
@@ -44,6 +50,7 @@ class TargetCorpus:
         if self.size == 0:
             raise ValueError("A corpus needs at least one target. Received: 0 targets")
         self.identifiers = _checked_identifiers(identifiers, self.size)
+        self.saved = bool(saved)
         self._rows = None
 
     def __len__(self):
@@ -51,6 +58,7 @@ class TargetCorpus:
 
     def gather(self, rows):
         """The features of the given rows, int [rows], in the structure of `features`."""
+        self.check_filled()
         return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), self.features)
 
     def rows_of(self, identifiers):
@@ -62,6 +70,7 @@ class TargetCorpus:
         Raises:
             ValueError: strings for identifiers that are integers, or the other way round.
         """
+        self.check_filled()
         identifiers = tf.convert_to_tensor(identifiers)
         strings = self.identifiers.dtype.kind == "U"
         if not (identifiers.dtype == tf.string if strings else identifiers.dtype.is_integer):
@@ -78,6 +87,105 @@ class TargetCorpus:
                 )
                 self._rows = tf.lookup.StaticHashTable(initializer, default_value=-1)
         return self._rows.lookup(tf.cast(identifiers, self._rows.key_dtype))
+
+    # Saving.
+
+    def get_config(self):
+        """What the corpus is like, as JSON can hold it: not its features, nor its identifiers."""
+        return {
+            "size": self.size,
+            "features": _described(self.features),
+            "strings": self.identifiers.dtype.kind == "U",
+            "saved": self.saved,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """A corpus like the one described, without content until `read` fills it."""
+        corpus = cls.__new__(cls)
+        corpus.size, corpus.saved = config["size"], config["saved"]
+        corpus.features = corpus.identifiers = corpus._rows = None
+        corpus._config = config
+        return corpus
+
+    def check_filled(self):
+        """Raises a ValueError where `from_config` made the corpus and nothing has filled it."""
+        if self.features is None:
+            raise ValueError(
+                "The model was loaded without its corpus. Hand it in: load_model(path, "
+                'custom_objects={"corpus": corpus}), or from_config(config, custom_objects=...). '
+                f"Received: only the description of a corpus of {self.size} targets"
+            )
+
+    def check_like(self, config):
+        """Raises a ValueError where the corpus is not like the one described.
+
+        Features may have changed, and identifiers; their number, shapes and dtypes may not.
+        """
+        own = self.get_config()
+        for name in ("size", "features"):
+            if own[name] != config[name]:
+                raise ValueError(
+                    "The corpus must be like the one that the model was saved with. Received: "
+                    f"{name} {own[name]}, saved with {config[name]}"
+                )
+
+    def write(self, folder):
+        """Writes features and identifiers into an existing folder, as .npy files."""
+        for place, (_, tensor) in enumerate(_named(self.features)):
+            _write_array(os.path.join(folder, f"features_{place}"), tensor.numpy())
+        identifiers = self.identifiers
+        if identifiers.dtype.kind == "U":
+            identifiers = np.array([each.encode() for each in identifiers.tolist()], object)
+        _write_array(os.path.join(folder, "identifiers"), identifiers)
+
+    def read(self, folder):
+        """Fills a corpus that `from_config` made with what `write` wrote."""
+        arrays = {}
+        for place, (name, shape, dtype) in enumerate(self._config["features"]):
+            path = os.path.join(folder, f"features_{place}")
+            arrays[name] = tf.constant(_read_array(path, shape, dtype))
+        identifiers = _read_array(
+            os.path.join(folder, "identifiers"),
+            [self.size],
+            "string" if self._config["strings"] else "int64",
+        )
+        if self._config["strings"]:
+            identifiers = np.array([each.decode() for each in identifiers], str)
+        self.features = arrays.get(None, arrays)
+        self.identifiers = identifiers
+
+
+def _named(features):
+    """(name, tensor) of each feature, sorted by name; a single tensor has the name None."""
+    return sorted(features.items()) if isinstance(features, dict) else [(None, features)]
+
+
+def _described(features):
+    return [[name, tensor.shape.as_list(), tensor.dtype.name] for name, tensor in _named(features)]
+
+
+def _write_array(path, array):
+    if array.dtype.kind == "O":  # byte strings, one after the other, and how long each is
+        flat = array.ravel().tolist()
+        np.save(f"{path}_bytes.npy", np.frombuffer(b"".join(flat), np.uint8))
+        np.save(f"{path}_lengths.npy", np.array([len(each) for each in flat], np.int64))
+    else:
+        bfloat16 = array.dtype == tf.bfloat16.as_numpy_dtype  # NumPy has no file format for it
+        np.save(f"{path}.npy", array.view(np.uint16) if bfloat16 else array)
+
+
+def _read_array(path, shape, dtype):
+    if dtype == "string":
+        joined = np.load(f"{path}_bytes.npy").tobytes()
+        ends = np.cumsum(np.load(f"{path}_lengths.npy"))
+        starts = np.concatenate([[0], ends[:-1]]).tolist()
+        parts = [joined[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+        array = np.empty(len(parts), object)
+        array[:] = parts
+        return array.reshape(shape)
+    array = np.load(f"{path}.npy")
+    return array.view(tf.bfloat16.as_numpy_dtype) if dtype == "bfloat16" else array
 
 
 def _as_structure(features):

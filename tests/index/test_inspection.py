@@ -197,14 +197,13 @@ def test_memory_is_what_the_variables_take(levels, dtype):
     index = make_index(DIM, SIZE, levels, dtype=dtype)
     memory = index.memory()
     total = memory.pop("total")
-    assert set(memory) == {"rows", "ids", "statistics", "ages"}
+    assert set(memory) == {"rows", "ids", "statistics", "ages", "reencoder"}
     assert total == sum(memory.values())
     slots = index.tree.ids.shape[0]
     assert memory["rows"] == slots * DIM * (2 if dtype == "bfloat16" else 4)
     assert memory["ids"] == 4 * (slots + SIZE + 1)
     everything = sum(len(each.numpy().tobytes()) for each in index.variables)
-    # Beside what is named there are the landmarks and a few counters.
-    assert 0 < everything - total - index.landmarks.numpy().nbytes < 32
+    assert 0 <= everything - total < 32  # a few counters
 
 
 @pytest.mark.parametrize("what", ["sample", "search"])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import reference
-from tf_dynidx.losses import log_expected_counts, sampled_softmax
+from tf_dynidx.losses import log_expected_counts, log_expected_own_counts, sampled_softmax
 
 
 def random_case(seed, queries, candidates):
@@ -184,3 +184,26 @@ def test_estimated_partition_is_unbiased(source):
         tf.fill([TARGETS], np.float32(np.log(candidates.shape[1] / TARGETS)))
     )  # as if uniform
     assert abs(wrong.mean() - truth) > 10 * noise
+
+
+def test_own_draws_are_expected_as_often_as_drawn():
+    rng = np.random.default_rng(3)
+    log_prob = rng.normal(size=[4, 12]).astype(np.float32)
+    expected = [log_prob[query, 3 * query : 3 * query + 3] + np.log(3) for query in range(4)]
+    np.testing.assert_allclose(log_expected_own_counts(log_prob, 3), expected, rtol=1e-6)
+    alike = log_expected_own_counts(tf.constant(log_prob[:1]), 3)
+    np.testing.assert_allclose(alike, log_prob[0].reshape(4, 3) + np.log(3), rtol=1e-6)
+
+
+def test_candidates_of_their_own_are_corrected_each():
+    rng = np.random.default_rng(4)
+    case = random_case(5, 3, 6)
+    log_expected = rng.normal(size=[3, 6]).astype(np.float32)
+    expected = [
+        reference.sampled_softmax(
+            case["logits"][[query]], case["positives"][[query]], own, case["masked"][[query]]
+        )[0]
+        for query, own in enumerate(log_expected)
+    ]
+    loss = sampled_softmax(**case | {"log_expected": log_expected})
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)

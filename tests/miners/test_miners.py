@@ -184,6 +184,7 @@ def test_configuration_makes_the_same_miner(name):
     changes = {"num_negatives": 5, "seed": 3}
     if name == "tree":
         changes |= {"refresh_every": 7, "dtype": "bfloat16"}
+        changes |= {"kernel": "rbf", "form": "full", "landmarks": "use"}
     miner = MINERS[name](**changes)
     config = miner.get_config()
     again = type(miner).from_config(config)

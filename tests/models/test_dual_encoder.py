@@ -3,21 +3,25 @@ import pytest
 import tensorflow as tf
 
 from tests import reference
+from tests.models.small import (
+    BATCH,
+    DIM,
+    NAMES,
+    POSITIVES,
+    QUERY_FEATURES,
+    TARGET_FEATURES,
+    TARGETS,
+    TEMPERATURE,
+    WIDTH,
+    assert_same,
+    batches,
+    functional_tower,
+    make,
+    weights,
+)
 from tf_dynidx import DualEncoder, TargetCorpus, losses
 from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.miners import Exact, InBatch, Tree, Uniform
-
-TARGETS, WIDTH, DIM, BATCH = 240, 12, 8, 40
-TEMPERATURE = 0.1
-
-rng = np.random.default_rng(0)
-TARGET_FEATURES = rng.normal(size=[TARGETS, WIDTH]).astype(np.float32)
-# A query is a rotated and noisy look at its target: nothing that an untrained model knows.
-ROTATION = np.linalg.qr(rng.normal(size=[WIDTH, WIDTH]))[0]
-POSITIVES = np.repeat(np.arange(TARGETS, dtype=np.int32), 2)
-QUERY_FEATURES = TARGET_FEATURES[POSITIVES] @ ROTATION + 0.3 * rng.normal(size=[2 * TARGETS, WIDTH])
-QUERY_FEATURES = QUERY_FEATURES.astype(np.float32)
-NAMES = np.array([f"target {row}" for row in range(TARGETS)])
 
 
 class Tower(keras.Model):
@@ -39,44 +43,12 @@ class Tower(keras.Model):
         return tf.math.l2_normalize(self.outer(inner), axis=1)
 
 
-def functional_tower(dropout=0.0):
-    features = keras.Input([WIDTH])
-    inner = keras.layers.Dense(16, activation="tanh")(features)
-    if dropout:
-        inner = keras.layers.Dropout(dropout)(inner)
-    return keras.Model(features, keras.layers.UnitNormalization()(keras.layers.Dense(DIM)(inner)))
-
-
-def make(miner=None, towers=None, seed=0, identifiers=None, **compiled):
-    """A compiled model, the same for the same seed."""
-    keras.utils.set_random_seed(seed)
-    query, target = towers() if towers else (functional_tower(), functional_tower())
-    corpus = TargetCorpus(TARGET_FEATURES, identifiers)
-    model = DualEncoder(query, target, corpus, miner or InBatch(), TEMPERATURE)
-    compiled = {"optimizer": keras.optimizers.Adam(0.02), "jit_compile": False} | compiled
-    model.compile(**compiled)
-    return model
-
-
-def batches(y=POSITIVES, batch=BATCH, x=QUERY_FEATURES):
-    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
-
-
 def recall(model, k=5):
     """Share of queries whose positive is among the best k, by brute force with the towers."""
     queries = model.query_tower(QUERY_FEATURES, training=False).numpy()
     targets = model.target_tower(TARGET_FEATURES, training=False).numpy()
     _, best = reference.top_k(queries @ targets.T, k)
     return np.mean(np.any(best == POSITIVES[:, None], axis=1))
-
-
-def weights(model):
-    return [np.array(w) for t in (model.query_tower, model.target_tower) for w in t.get_weights()]
-
-
-def assert_same(first, second, **kwargs):
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_allclose(a, b, **{"rtol": 1e-4, "atol": 1e-5} | kwargs)
 
 
 # fit, with every miner, compiled by XLA and not
@@ -172,12 +144,23 @@ def mined_only(log_prob, draws, log_frequency, batch):
 right_counts = losses.log_expected_counts
 
 
+def uncorrected_own(log_prob, draws):
+    return tf.zeros([tf.shape(log_prob)[0], draws])
+
+
 @pytest.mark.parametrize(
-    "name, wrong", [("tree", uncorrected), ("exact", uncorrected), ("uniform", mined_only)]
+    "name, sharing, wrong",
+    [
+        ("tree", "batch", uncorrected),
+        ("exact", "batch", uncorrected),
+        ("uniform", "batch", mined_only),
+        ("tree", "none", uncorrected_own),
+    ],
 )
-def test_gradient_averages_to_that_of_the_full_softmax(name, wrong, monkeypatch):
-    """On N = 1,000 targets, by enumeration; towers are tables, so gradients are those of encodings."""
-    targets, queries, batch, negatives, draws = 1000, 64, 32, 16, 200
+def test_gradient_averages_to_that_of_the_full_softmax(name, sharing, wrong, monkeypatch):
+    """On N = 2,000 targets, by enumeration; towers are tables, so gradients are those of encodings."""
+    targets, queries, batch, draws = 2000, 64, 32, 200
+    negatives = 16 if sharing == "batch" else 128
     beta = 5.0 if name == "uniform" else 10.0
     generator = np.random.default_rng(5)
 
@@ -194,7 +177,9 @@ def test_gradient_averages_to_that_of_the_full_softmax(name, wrong, monkeypatch)
     positives = generator.integers(8, size=queries)  # popular ones
     miner = {"tree": Tree, "exact": Exact, "uniform": Uniform}[name](num_negatives=negatives)
     corpus = TargetCorpus(np.arange(targets, dtype=np.int32))
-    model = DualEncoder(query_tower, target_tower, corpus, miner, temperature=1.0 / beta)
+    model = DualEncoder(
+        query_tower, target_tower, corpus, miner, temperature=1.0 / beta, sharing=sharing
+    )
     model.prepare_miner()
     # As if a very long training had counted the positives.
     model.frequencies.counts.assign(1e7 * np.bincount(positives, minlength=targets) / queries)
@@ -233,7 +218,18 @@ def test_gradient_averages_to_that_of_the_full_softmax(name, wrong, monkeypatch)
         return result
 
     right = bias_and_noise()
-    monkeypatch.setattr(losses, "log_expected_counts", wrong)
+
+    # The same draws, encoded in chunks, give the same gradient.
+    x = np.arange(batch)
+    calls, both = int(miner._calls), []
+    for model.encode_chunk in (None, 100):
+        miner._calls.assign(calls)
+        both.append(tf.function(mined_gradient)(tf.constant(x), tf.constant(positives[x])))
+    assert_same(*both, rtol=1e-4, atol=1e-6)
+    model.encode_chunk = None
+
+    replaced = "log_expected_counts" if sharing == "batch" else "log_expected_own_counts"
+    monkeypatch.setattr(losses, replaced, wrong)
     for (bias, noise), (wrong_bias, _) in zip(right, bias_and_noise(), strict=True):
         assert noise < 0.03
         assert bias < 0.012
@@ -420,7 +416,7 @@ def test_regularisation_of_the_towers_is_trained_on(kind):
     variables = [v.value if IS_KERAS_3 else v for v in twin.trainable_variables]
     with tf.GradientTape() as tape:
         queries = twin.query_tower(x)
-        loss, rows, _ = twin._losses_and_candidates(x, tf.constant(y[:, None]), None, training=True)
+        loss, (rows, *_) = twin._loss_and_candidates(x, tf.constant(y[:, None]), None, training=True)
         if kind == "kernel_regularizer":
             kernels = [v for v in variables if len(v.shape) == 2]
             penalty = tf.add_n([3.0 * tf.reduce_sum(kernel**2) for kernel in kernels])
@@ -518,17 +514,56 @@ def test_train_on_batch_is_a_step_of_fit():
     assert_same(weights(by_hand), weights(fitted))
 
 
-def test_own_training_loop_is_a_step_of_fit():
-    by_hand, fitted = make(InBatch()), make(InBatch())
-    x, y = QUERY_FEATURES[:BATCH], POSITIVES[:BATCH]
-    by_hand.prepare_miner()
+@pytest.mark.parametrize("traced", [True, False])
+def test_own_training_loop_is_that_of_fit(traced):
+    by_hand, fitted = (make(Tree(refresh_every=2)) for _ in range(2))
     variables = by_hand.trainable_variables
-    with tf.GradientTape() as tape:
-        loss = by_hand.mined_loss(x, y)
-    gradients = tape.gradient(loss, [v.value if IS_KERAS_3 else v for v in variables])
-    by_hand.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-    fitted.train_on_batch(x, y)
+    by_hand.optimizer.build(variables)
+
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = by_hand.mined_loss(x, y)
+        gradients = tape.gradient(loss, [v.value if IS_KERAS_3 else v for v in variables])
+        by_hand.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return by_hand.after_step()
+
+    step = tf.function(step, autograph=False) if traced else step
+    for x, y in batches().take(4):
+        logs = step(x, y)
+    fitted.fit(batches().take(4), verbose=0)
     assert_same(weights(by_hand), weights(fitted))
+    everything = np.arange(TARGETS)
+    assert_same([held(by_hand, everything)], [held(fitted, everything)])
+    assert_same([by_hand.frequencies.counts], [fitted.frequencies.counts])
+    assert int(by_hand.step) == 4
+    assert logs.keys() == by_hand.miner.logs().keys()
+
+
+def test_what_the_miner_logs_is_logged():
+    class Counting(Uniform):
+        def logs(self):
+            return {"draws": tf.cast(self._calls, tf.float32)}
+
+    history = make(Counting()).fit(batches().take(3), verbose=0).history
+    assert history["draws"] == [3.0]
+
+
+def test_after_step_needs_a_loss_of_its_own_step():
+    model = make(Uniform())
+    model.prepare_miner()
+    x, y = QUERY_FEATURES[:4], POSITIVES[:4]
+    with pytest.raises(RuntimeError, match="follows a mined_loss.*Received: a call without one"):
+        model.after_step()
+    model.mined_loss(x, y)
+    model.after_step()
+    with pytest.raises(RuntimeError, match="without one"):
+        model.after_step()
+    model.mined_loss(x, y, training=False)
+    with pytest.raises(RuntimeError, match="without one"):
+        model.after_step()
+    tf.function(model.mined_loss)(x, y)
+    with pytest.raises(RuntimeError, match="the tf.function that mined_loss.*a call outside of it"):
+        model.after_step()
 
 
 def test_validation_data_is_evaluated():
@@ -573,10 +608,11 @@ def test_same_seed_gives_the_same_run():
 @pytest.mark.parametrize("prepared", [True, False])
 def test_checkpoint_continues_alike(tmp_path, prepared):
     def fresh():
-        return make(Tree(refresh_every=3))
+        return make(Tree(refresh_every=3), options={"learn_temperature": True})
 
     def state(model):
-        return [*weights(model), held(model, np.arange(TARGETS)), model.frequencies.counts.numpy()]
+        index = held(model, np.arange(TARGETS))
+        return [*weights(model), index, model.frequencies.counts.numpy(), model.beta.numpy()]
 
     first = fresh()
     first.fit(batches(), epochs=1, verbose=0)
@@ -699,6 +735,16 @@ def test_export_of_a_subclassed_tower_needs_to_be_told_its_inputs(tmp_path):
             {"miner": Uniform(num_negatives=TARGETS + 1)},
             f"More negatives than targets.*num_negatives={TARGETS + 1}, {TARGETS} targets",
         ),
+        ({"learn_temperature": True, "temperature": 2.0}, "0.01 to 1. Received: temperature=2.0"),
+        ({"similarity": "euclid"}, "similarity must be one of dot, cosine. Received: .*'euclid'"),
+        ({"sharing": "all"}, "sharing must be one of batch, none. Received: .*'all'"),
+        ({"sharing": "none"}, "needs a miner that draws .*Received: miner=<.*InBatch"),
+        ({"relative_margin": -0.1}, "at least 0, or None. Received: relative_margin=-0.1"),
+        ({"absolute_margin": "1"}, "finite number or None. Received: absolute_margin='1'"),
+        ({"max_score": float("nan")}, "finite number or None. Received: max_score=nan"),
+        ({"range_min": 1.5}, "whole number of at least 0. Received: range_min=1.5"),
+        ({"range_min": -1}, "whole number of at least 0. Received: range_min=-1"),
+        ({"encode_chunk": 0}, "encode_chunk .*Received: .*0"),
         *(
             ({"temperature": value}, f"positive and finite. Received: temperature={value!r}")
             for value in (0, -0.1, float("nan"), float("inf"), "0.1", None)

@@ -127,3 +127,108 @@ def test_jump_is_followed():
     rows = np.random.default_rng(1).normal(size=[20, 4]).astype(np.float32)
     moved = regression.apply_change(rows, fit(before, after))
     np.testing.assert_allclose(moved, 1e6 * rows, atol=1e4)
+
+
+# What was observed beside the landmarks
+
+
+def observed(rng, number, dim, move, weights):
+    """Rows that have made shares of the movement of a linear map, as sums."""
+    rows = rng.normal(size=[number, dim]).astype(np.float32)
+    after = rows + weights[:, None] * (rows @ move[:-1] + move[-1])
+    return regression.sums(rows, tf.constant(after, tf.float32), tf.constant(weights, tf.float32))
+
+
+def test_observations_make_up_for_few_landmarks():
+    rng = np.random.default_rng(0)
+    dim, weights = 12, rng.uniform(0.1, 1.0, size=400)
+    move = 0.2 * rng.normal(size=[dim + 1, dim])
+    before = rng.normal(size=[20, dim]).astype(np.float32)
+    noise = 0.05 * rng.normal(size=before.shape)
+    after = before + before @ move[:-1] + move[-1] + noise
+    others = observed(rng, 400, dim, move, weights)
+    errors = []
+    for given_others in (None, others):
+        matrix = regression.fit_change(
+            before, tf.constant(after, tf.float32), tf.ones(20), given_others
+        )
+        errors.append(np.linalg.norm(matrix.numpy() - move))
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_observations_that_mislead_are_not_trusted():
+    rng = np.random.default_rng(0)
+    before, after = landmarks(rng, 200, 6, noise=0.01)
+    misled = observed(rng, 400, 6, 5.0 * rng.normal(size=[7, 6]), np.ones(400))
+    matrix = regression.fit_change(before, after, tf.ones(200), misled).numpy()
+    np.testing.assert_allclose(matrix, fit(before, after), atol=1e-5)
+
+
+def test_no_observations_change_nothing():
+    before, after = landmarks(np.random.default_rng(0), 60, 5, noise=0.1)
+    nothing = regression.Sums(tf.zeros([6, 6]), tf.zeros([6, 5]))
+    matrix = regression.fit_change(before, after, tf.ones(60), nothing).numpy()
+    np.testing.assert_allclose(matrix, fit(before, after), atol=1e-6)
+
+
+# The RBF kernel
+
+
+def reference_rbf(before, after, ridges):
+    """Kernel ridge regression of the change, its penalty picked by refits that leave one out each."""
+    before, change = before.astype(np.float64), (after - before).astype(np.float64)
+    width = 2.0 * before.var(axis=0).sum()
+    squares = ((before[:, None] - before[None]) ** 2).sum(axis=2)
+    kernel = np.exp(-0.5 * squares / width)
+
+    def fit(rows, ridge):
+        mine = kernel[np.ix_(rows, rows)] + ridge * np.eye(len(rows))
+        return np.linalg.solve(mine, change[rows])
+
+    errors = []
+    for ridge in ridges:
+        error = 0.0
+        for out in range(len(before)):
+            rest = np.flatnonzero(np.arange(len(before)) != out)
+            error += ((change[out] - kernel[out, rest] @ fit(rest, ridge)) ** 2).sum()
+        errors.append(error)
+    everything = np.arange(len(before))
+    return kernel @ fit(everything, ridges[int(np.argmin(errors))])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rbf_fit_is_the_kernel_ridge_regression_that_leaves_one_out_best(seed):
+    rng = np.random.default_rng(seed)
+    before = rng.normal(size=[40, 3]).astype(np.float32)
+    after = (before + 0.3 * np.sin(2 * before) + 0.02 * rng.normal(size=before.shape)).astype("float32")
+    rbf = regression.fit_rbf(before, after, tf.ones(40))
+    moved = regression.apply_rbf(before, rbf).numpy()
+    expected = before + reference_rbf(before, after, regression._RIDGES)
+    np.testing.assert_allclose(moved, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rbf_carries_over_what_is_not_linear(jit_compile):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=[500, 3]).astype(np.float32)
+    after = rows + 0.5 * np.sin(2 * rows)
+
+    @tf.function(jit_compile=jit_compile)
+    def carry(before, after, weights, rows):
+        return regression.apply_rbf(rows, regression.fit_rbf(before, after, weights))
+
+    weights = np.r_[np.ones(300), np.zeros(50)].astype(np.float32)
+    noisy = after.copy()
+    noisy[300:350] = 1e3  # of weight zero: not to count
+    moved = carry(rows[:350], noisy[:350], weights, rows[350:]).numpy()
+    error = np.linalg.norm(moved - after[350:]) / np.linalg.norm(rows[350:] - after[350:])
+    assert error < 0.3
+
+
+def test_rbf_leaves_rows_where_landmarks_did_not_move_or_moved_at_random():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=[50, 6]).astype(np.float32)
+    same = regression.fit_rbf(rows, rows, tf.ones(50))
+    np.testing.assert_array_equal(regression.apply_rbf(rows, same), rows)
+    bad = regression.fit_rbf(rows, np.full_like(rows, np.inf), tf.ones(50))
+    assert np.isfinite(bad.coefficients).all()

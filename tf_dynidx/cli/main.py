@@ -167,6 +167,31 @@ def _add_bench(commands):
     index.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
     index.set_defaults(run=_run_bench_index)
 
+    drift = subjects.add_parser(
+        "drift",
+        help="how true an index stays while an encoder trains, and what that costs",
+        description="Trains a model (files as for `tf-dynidx train`) while indexes that are kept true "
+        "in different ways follow it, and compares them with the true encodings; then times a refresh "
+        "against encoding all targets anew, on random ones. Without files the latter alone. Ctrl-C "
+        "ends it early; what has been measured is printed and written.",
+    )
+    drift.add_argument("--targets", metavar="FILE", help="all targets")
+    drift.add_argument("--train", metavar="FILE", help="training pairs")
+    drift.add_argument("--test", metavar="FILE", help="test pairs, whose queries are measured with")
+    drift.add_argument(
+        "--steps", type=_positive_int, default=1000, help="training steps (default 1000)"
+    )
+    drift.add_argument(
+        "--max-rows",
+        type=_enough_rows,
+        default=1_000_000,
+        metavar="N",
+        help="random targets at most (default 1000000)",
+    )
+    drift.add_argument("--seed", type=_seed, default=0, help="default 0")
+    drift.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
+    drift.set_defaults(run=_run_bench_drift)
+
 
 # TensorFlow takes seconds to import; what needs it is imported when it is run, so that --help and
 # a bad argument answer at once.
@@ -245,6 +270,30 @@ def _run_bench_index(options) -> int:
     inputs = bench_index.read_inputs(settings)
     _import_tensorflow()
     return bench_index.bench_index(settings, inputs)
+
+
+def _run_bench_drift(options) -> int:
+    from tf_dynidx import files
+    from tf_dynidx.cli.data import read_pairs, read_targets
+
+    if options.report:
+        files.check_writable_target(options.report, "file")
+    given = [name for name in ("targets", "train", "test") if getattr(options, name)]
+    if given and len(given) < 3:
+        raise DataError(
+            "A model is trained on --targets, --train and --test together. Received: "
+            f"{' '.join('--' + name for name in given)} alone. Give all three, or none."
+        )
+    data = None
+    if given:
+        targets = read_targets(options.targets)
+        data = targets, read_pairs(options.train, targets), read_pairs(options.test, targets)
+    _import_tensorflow()
+    from tf_dynidx.cli.bench import drift
+
+    names = ("steps", "max_rows", "seed", "report")
+    settings = drift.Settings(**{name: getattr(options, name) for name in names})
+    return drift.bench_drift(settings, data)
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -88,6 +88,8 @@ def train(
     settings: Settings,
     held_out: Pairs | None = None,
     progress: bool = True,
+    miner: miners.Miner | None = None,
+    watch=None,
 ) -> Trained:
     """Trains one model and measures it on test queries against all targets.
 
@@ -99,6 +101,9 @@ def train(
         held_out: pairs to stop early by: the weights with the best MRR on these, of all points of the
             history, are kept in the end.
         progress: whether to show a bar.
+        miner: used instead of the one that the settings name.
+        watch: Keras callback that is called beside the training; its attribute `queries` is set to a
+            function that encodes the test queries as they are now.
 
     Returns:
         A `Trained`. Ctrl-C ends the training early and keeps what has been trained.
@@ -116,18 +121,22 @@ def train(
     model = DualEncoder(
         *data.towers(),
         TargetCorpus(data.target_features, targets.identifiers),
-        miner=MINERS[settings.miner](seed=settings.seed, **kwargs),
+        miner=miner or MINERS[settings.miner](seed=settings.seed, **kwargs),
         temperature=settings.temperature,
         seed=settings.seed,
     )
     # Compiled by XLA, on the CPU too: a step of these encoders then takes half the time.
     model.compile(optimizer=keras.optimizers.Adam(settings.learning_rate), jit_compile=True)
     budget = _Budget(model, data, settings, progress)
+    callbacks = [budget]
+    if watch is not None:
+        watch.queries = lambda: data.encode_queries(model, data.test)
+        callbacks.append(watch)
     interrupted = False
     try:
         model.prepare_miner(progress=progress)
         budget.preparing = budget.seconds if model.miner.num_negatives else 0.0
-        model.fit(data.dataset(), steps_per_epoch=2**31, shuffle=False, verbose=0, callbacks=[budget])
+        model.fit(data.dataset(), steps_per_epoch=2**31, shuffle=False, verbose=0, callbacks=callbacks)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -385,7 +394,7 @@ def _mining_seconds(model, data):
     if not miner.built or not miner.num_negatives:
         return 0.0
     queries = tf.stop_gradient(model.encode_queries(features))
-    beta = tf.constant(1.0 / model.temperature)
+    beta = tf.constant(model.beta)
     negatives = tf.zeros([len(positives) * miner.num_negatives], tf.int32)
     rows = tf.concat([positives[:, 0], negatives], axis=0)
     encodings = model.encode_rows(rows)

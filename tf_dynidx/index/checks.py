@@ -113,3 +113,9 @@ def positive_int(name, value):
 
 def _dtype_name(value):
     return getattr(value, "dtype", type(value).__name__)
+
+
+def one_of(name, value, allowed):
+    """Refuses a value that is not among those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}. Received: {name}={value!r}")

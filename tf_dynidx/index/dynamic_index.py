@@ -8,9 +8,10 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tf_dynidx.index import build as layout
-from tf_dynidx.index import checks, inspection
+from tf_dynidx.index import checks, inspection, reencoder
+from tf_dynidx.index.reencoder import Reencoder
 from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEAF_SIZE, Tree
-from tf_dynidx.ops import chains, draws, frontier, regression
+from tf_dynidx.ops import chains, draws, frontier
 from tf_dynidx.ops.nodes import NEVER
 from tf_dynidx.ops.search import ROWS_AT_A_TIME, tree_top_k
 
@@ -20,9 +21,10 @@ _ROWS_PER_NODE = 28  # so that nodes opened at a level (32 dot products each) co
 _LEAST_SEARCH_BUDGET = 1024  # rows that a search reads for each query, at least; and
 _SEARCH_GROWTH = 20  # this many times sqrt(capacity); and
 _PER_RESULT = 4  # this many for each result
-_LONG_AGO = -(2**30)  # when rows that were never written were written
 _SETTLING_NEAR = 16  # groups whose leaves the rows of a leaf may move to after a build
 _UPKEEP_PARTS = 4  # one upkeep reroutes one part in so many of the leaves, in turn
+_UPKEEP_ROWS = 512  # or, where it must not go through all rows, so many of those written last
+_TOLERANCE = 0.1  # squared relative error from which on all rows had better be encoded again
 _FLOATS = 2**27  # numbers that are held at a time to answer queries: 512 MB
 _METHODS = ("importance", "mh", "top")
 # Lists of rows, leaves or groups of any length are worked off in blocks of one of a few lengths,
@@ -69,7 +71,19 @@ class DynamicIndex(tf.Module):
     TensorShape([4, 16])
     """
 
-    def __init__(self, dim, capacity, dtype="float32", seed=0, name=None):
+    def __init__(
+        self,
+        dim,
+        capacity,
+        dtype="float32",
+        seed=0,
+        kernel="linear",
+        form="auto",
+        landmarks="mixed",
+        num_landmarks=None,
+        refresh_every=None,
+        name=None,
+    ):
         """Makes an empty index.
 
         Args:
@@ -79,10 +93,25 @@ class DynamicIndex(tf.Module):
             dtype: dtype of the row table: "float32" (default), "float16" or "bfloat16" (half the
                 memory; scores are still summed in float32).
             seed: int, seeds every random draw.
+            kernel: what the change regression of `correct` is linear in: "linear" (default: the
+                encodings themselves; late in training the others did no better), "rbf" or
+                "linear+rbf" (the RBF kernel on what the linear one leaves).
+            form: "full": a correction moves every row. "lazy": it moves one map that all rows are seen
+                through, at a cost that does not grow with them, until `repair` folds it into the rows;
+                the linear kernel only. "auto" (default): lazy from a capacity of 250,000 on, where a
+                pass over all rows begins to cost more than it gains.
+            landmarks: how rows to be encoded again are chosen: "uniform"; "spread", far from those
+                there are, as k-means++ seeds; "use", of those written back lately; "mixed" (default),
+                a third each. They are replaced little by little, a sixteenth at each refresh.
+            num_landmarks: int, how many; default 8 (dim + 1), several times the features of the
+                regression, and at most `capacity`.
+            refresh_every: int, write-backs between refreshes (see `due`); default: chosen from how far
+                the landmarks move: about a fifth of an encoding's norm from one to the next, or ten.
             name: name of the module.
 
         Raises:
-            ValueError: a size is not a whole number of at least 1, or `dtype` is another.
+            ValueError: a size is not a whole number of at least 1, or an argument is another than
+                those named.
         """
         super().__init__(name=name)
         self.dim = checks.positive_int("dim", dim)
@@ -97,26 +126,40 @@ class DynamicIndex(tf.Module):
             raise ValueError(f"dtype must be float32, float16 or bfloat16. Received: {dtype!r}")
         self.seed = int(seed)
         self.tree = Tree(self.dim, self.capacity, row_dtype)
-        # More landmarks than the regression has inputs, several times over: fewer, and it fits noise.
-        self.num_landmarks = min(self.capacity, 8 * (self.dim + 1))
-        self.landmarks = tf.Variable(
-            tf.fill([self.num_landmarks], NEVER), trainable=False, name="landmarks"
+        if num_landmarks is None:
+            num_landmarks = reencoder.default_landmarks(self.dim, self.capacity)
+        num_landmarks = checks.positive_int("num_landmarks", num_landmarks)
+        if num_landmarks > self.capacity:
+            raise ValueError(
+                "More landmarks than rows. "
+                f"Received: num_landmarks={num_landmarks}, capacity={self.capacity}"
+            )
+        if refresh_every is not None:
+            refresh_every = checks.positive_int("refresh_every", refresh_every)
+        checks.one_of("kernel", kernel, reencoder.KERNELS)
+        checks.one_of("form", form, ("auto", *reencoder.FORMS))
+        checks.one_of("landmarks", landmarks, reencoder.LANDMARKS)
+        form = reencoder.resolved_form(form, kernel, self.capacity)
+        if form == "lazy" and kernel != "linear":
+            raise ValueError(
+                f'The lazy form carries the linear kernel only: use form="full". Received: {kernel=}'
+            )
+        self.reencoder = Reencoder(
+            self.tree, self.seed, kernel, form, landmarks, num_landmarks, refresh_every
         )
-        self._on_sphere = tf.Variable(False, trainable=False, name="on_sphere")
         self._calls = tf.Variable(0, trainable=False, name="calls")
         self._upkeep = tf.Variable(0, trainable=False, name="upkeep")
-        # Time is counted in write-backs: when each row was last written, and all were last corrected.
-        self._clock = tf.Variable(0, trainable=False, name="clock")
-        self._corrected = tf.Variable(0, trainable=False, name="corrected")
-        self._written = tf.Variable(
-            tf.fill([self.capacity + 1], _LONG_AGO), trainable=False, name="written"
-        )
         self._sample = _compiled(self.draw)
         self._search = _compiled(self._top_k)
         self._bounds = _compiled(self._certify)
         self._insert_block = _compiled(self.tree.insert)
         self._remove_block = _compiled(self.tree.remove)
         self._write_block = _compiled(self.write)
+        self._stamp = _compiled(self.reencoder.stamp)
+        self._stored = _compiled(self.reencoder.stored)
+        self._fold = _compiled(self.reencoder.fold)
+        self._refresh_once = _compiled(self._corrected)
+        self._errors = _compiled(self.reencoder.relative_error)
         self._move_block = _compiled(self.tree.move)
         self._reroute_block = _compiled(self.tree.reroute)
         self._refresh_block = _compiled(self.tree.refresh_groups)
@@ -127,6 +170,16 @@ class DynamicIndex(tf.Module):
     def size(self):
         """int, the number of rows held."""
         return int(self.tree.size)
+
+    @property
+    def landmarks(self):
+        """int32 variable [landmarks], the rows that a refresh encodes again; -1 for a free place."""
+        return self.reencoder.landmarks
+
+    @property
+    def num_landmarks(self):
+        """int, how many landmarks there are."""
+        return self.reencoder.num_landmarks
 
     # Filling and changing.
 
@@ -173,10 +226,9 @@ class DynamicIndex(tf.Module):
         except BaseException:
             self.tree.clear()  # half an index is none, also when it was interrupted
             raise
-        self._on_sphere.assign(on_sphere)
+        self.reencoder.on_sphere.assign(on_sphere)
         chosen = np.random.default_rng(self.seed).permutation(number)[: self.num_landmarks]
-        padding = [0, self.num_landmarks - len(chosen)]
-        self.landmarks.assign(np.pad(rows[chosen], padding, constant_values=NEVER))
+        self.reencoder.start(rows[chosen])
 
     def update(self, rows, embeddings):
         """Overwrites rows that the index holds, and refreshes the statistics above them.
@@ -192,7 +244,7 @@ class DynamicIndex(tf.Module):
         """
         rows, embeddings, on_sphere = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, True)
-        self._on_sphere.assign(self._on_sphere & on_sphere)
+        self.reencoder.on_sphere.assign(self.reencoder.on_sphere & on_sphere)
         for block, vectors in _blocks(rows, embeddings):
             self._write_block(block, vectors)
         self._refresh(self._groups_of(rows))
@@ -210,9 +262,10 @@ class DynamicIndex(tf.Module):
         """
         rows, embeddings, on_sphere = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, False)
-        self._on_sphere.assign(self._on_sphere & on_sphere)
+        self.reencoder.on_sphere.assign(self.reencoder.on_sphere & on_sphere)
         for block, vectors in _blocks(rows, embeddings):
             self._stamp(block)
+            vectors = self._stored(vectors)
             waiting = block
             while (waiting != NEVER).any():
                 accepted = self._insert_block(waiting, vectors).numpy()
@@ -241,8 +294,7 @@ class DynamicIndex(tf.Module):
     def reset(self):
         """Empties the index."""
         self.tree.clear()
-        self._written.assign(tf.fill(self._written.shape, _LONG_AGO))
-        self.landmarks.assign(tf.fill(self.landmarks.shape, NEVER))
+        self.reencoder.clear()
 
     def repair(self, progress=False):
         """Puts every row that was overwritten since the last time where it belongs now.
@@ -257,6 +309,8 @@ class DynamicIndex(tf.Module):
         Returns:
             int, how many rows changed leaf.
         """
+        if self.reencoder.form == "lazy":
+            self._fold()
         rows = np.flatnonzero(self.tree.moved.numpy()[: self.capacity]).astype(np.int32)
         groups, moved = self._groups_of(rows), 0
         with _bar("repairing", len(rows), "row", progress) as bar:
@@ -399,6 +453,64 @@ class DynamicIndex(tf.Module):
         shape = self._search_shape(checks.positive_int("k", k), budget)
         return self._nodes_scored(shape) + min(shape.budget, self.capacity)
 
+    def refresh(self, encode):
+        """Encodes the landmarks again and carries their movement over to all rows; for your own loops.
+
+        Args:
+            encode: function from int32 [landmarks] row ids to float [landmarks, dim], their encodings
+                by the encoder as it is now, in inference mode.
+
+        Raises:
+            ValueError: the index is empty, or the encodings are not as described; nothing is changed.
+        """
+        self._must_not_be_empty()
+        fresh = checks.vectors("encode(rows)", encode(tf.maximum(self.landmarks, 0)), self.dim)
+        if len(fresh) != self.num_landmarks:
+            raise ValueError(
+                f"encode must return one encoding a row. Received: {len(fresh)} for "
+                f"{self.num_landmarks} rows"
+            )
+        self._refresh_once(fresh)
+
+    def staleness(self, beta=None):
+        """How far the index is behind the encoder, from what was written back lately.
+
+        Args:
+            beta: float > 0, the inverse temperature that `sampling_error` is for; default: it is left
+                out.
+
+        Returns:
+            dict: `relative_error`, the mean of |predicted - encoded|^2 / |encoded|^2 over all rows, of
+            which those written equally long ago count as equally far off; `largest_relative_error`, of
+            what was written back to any group of leaves; `refreshes` so far; `refresh_every`,
+            write-backs from one to the next, as it is now; `advice`, "none", or "reencode" where the
+            error is above 0.1: encode all rows again, `update` them and `repair`.
+
+            With `beta` also `sampling_error`, the total variation between the softmax over the
+            predicted encodings and that over the true ones, for a query of norm 1, if the errors point
+            anywhere: 2 Phi(s / 2) - 1 with s = beta |error| / sqrt(dim), the total variation between a
+            law and itself tilted by Gaussian noise of deviation s.
+
+        Raises:
+            ValueError: beta is not positive and finite.
+        """
+        overall, by_group = (each.numpy() for each in self._errors())
+        known = by_group[np.isfinite(by_group)]
+        found = {
+            "relative_error": float(overall),
+            "largest_relative_error": float(known.max(initial=0.0)),
+            "refreshes": int(self.reencoder.refreshes),
+            "refresh_every": float(self.reencoder.period),
+            "advice": "reencode" if overall > _TOLERANCE else "none",
+        }
+        if beta is not None:
+            beta = float(checks.beta(beta))
+            norms = self.reencoder.by_group.numpy().sum(axis=0)
+            square = float(overall) * norms[1] / max(norms[2], 1.0)
+            deviation = beta * math.sqrt(square / self.dim)
+            found["sampling_error"] = math.erf(deviation / 2.0 / math.sqrt(2.0))
+        return found
+
     def stats(self):
         """What the tree looks like: a dict of plain numbers and lists of them by level; see the keys.
 
@@ -407,7 +519,7 @@ class DynamicIndex(tf.Module):
             `places` for nodes, `rows` a node (mean and largest), `children` a node (mean), `radius`
             (median and largest), `variance` (mean over rows of the squared distance from the
             centre)), `dense_level` (all of whose nodes a query scores), `moved_rows` (overwritten
-            since the last repair), `landmarks`.
+            since the last repair), `landmarks` held, `staleness`, as from the method of that name.
         """
         return inspection.stats(self)
 
@@ -425,7 +537,8 @@ class DynamicIndex(tf.Module):
 
         Returns:
             dict of name to bytes: `rows` (the table), `ids` (ids of slots and slots of ids),
-            `statistics` of the nodes, `ages` of the rows, `total`.
+            `statistics` of the nodes, `ages` of the rows, `reencoder` (landmarks, sums over
+            observations, errors by group), `total`.
         """
         return inspection.memory(self)
 
@@ -440,10 +553,12 @@ class DynamicIndex(tf.Module):
         """`sample`, without checks: for use inside a training step."""
         tree, shape = self.tree, self._sample_shape(num_samples)
         levels = tree.levels
+        queries, shifts = self.reencoder.pulled_back(queries)
         if method == "top":
             scores, ids = tree_top_k(levels, tree.rows, tree.ids, queries, num_samples, shape, exclude)
-            log_partition = self._certify(queries, beta)[1]
-            return Sample(ids, scores, beta * scores - log_partition[:, None], log_partition)
+            log_partition = self._certified(queries, beta)[1]
+            log_prob = beta * scores - log_partition[:, None]
+            return Sample(ids, scores + shifts[:, None], log_prob, log_partition + beta * shifts)
         front = frontier.open_nodes(levels, queries, beta, shape, shape.budget // 8)
         seen = (tree.rows, tree.ids, levels, front, queries, beta, shape, exclude)
         if method == "mh":
@@ -455,45 +570,61 @@ class DynamicIndex(tf.Module):
             ids = tf.gather(pool.ids, entry, batch_dims=1)
             scores = tf.gather(pool.scores, entry, batch_dims=1)
             log_partition = pool.log_partition
-        return Sample(ids, scores / beta, scores - log_partition[:, None], log_partition)
+        log_prob = scores - log_partition[:, None]
+        return Sample(ids, scores / beta + shifts[:, None], log_prob, log_partition + beta * shifts)
+
+    def top_k(self, queries, k, budget=None, exclude=None):
+        """`search`, without checks: for use inside a graph.
+
+        Args:
+            queries: float32 [queries, dim].
+            k, budget: as for `search`.
+            exclude: int32 [queries, excluded], row ids to be left out, padded with -1; default none.
+
+        Returns:
+            (scores, rows), as `search`.
+        """
+        if exclude is None:
+            exclude = tf.fill([tf.shape(queries)[0], 1], NEVER)
+        return self._top_k(queries, k, self._search_shape(k, budget), exclude)
+
+    def read(self, rows):
+        """The encodings of rows as the index predicts them: float32 [rows, dim]; anything at no row."""
+        return self.reencoder.read(rows)
 
     def write(self, rows, embeddings):
-        """Writes back encodings, ids that are no row ignored. Statistics follow at the next upkeep."""
-        self.tree.write(rows, embeddings)
-        self._stamp(rows)
+        """Writes back encodings, ids that are no row ignored. Statistics follow at the next upkeep.
+
+        What the index had predicted for them is compared with them: that measures it (`staleness`),
+        and is an observation for the next `correct`.
+        """
+        self.reencoder.write(tf.cast(rows, tf.int32), tf.cast(embeddings, tf.float32))
+
+    def due(self):
+        """bool scalar, whether so many write-backs have passed that the landmarks are to be encoded."""
+        return self.reencoder.due()
 
     def correct(self, fresh):
         """Carries the movement of the landmarks over to every row, by the change regression.
 
         A row that was written back in the meantime has less to catch up with: it is moved by the share
-        of the time since the last correction that has passed since it was written.
+        of the time since the last correction that has passed since it was written. A regression that
+        does not foresee the landmarks it has not seen better than "nothing moved" is not applied.
 
         Args:
             fresh: float32 [num_landmarks, dim], the rows `landmarks`, encoded afresh; anything at an
                 entry of `landmarks` that is -1.
         """
-        known = self.tree.contains(self.landmarks)
-        before = tf.where(known[:, None], self.tree.read(self.landmarks), 0.0)
-        after = tf.where(known[:, None], tf.cast(fresh, tf.float32), 0.0)
-        behind = tf.where(known, self._share_behind(self.landmarks), 0.0)
-        matrix = regression.fit_change(before, after, behind)
-        rows = tf.cast(self.tree.rows, tf.float32)
-        behind = self._share_behind(self.tree.ids)
-        rows = regression.apply_change(rows, matrix, behind[:, None])
-        # A linear map leaves the sphere that unit-norm encodings lie on; they go back to it.
-        squares = tf.matmul(rows**2, tf.ones([self.dim, 1]))
-        shrink = tf.where(self._on_sphere, tf.math.rsqrt(tf.maximum(squares, 1e-12)), 1.0)
-        rows = rows * shrink
-        # Emptied slots stay zero: moved again and again, nothing would keep what they held finite.
-        live = self.tree.ids != NEVER
-        rows = tf.where(live[:, None], rows, 0.0)
-        self.tree.rows.assign(tf.cast(rows, self.tree.rows.dtype))
-        self.tree.mark_all()
-        self.write(tf.where(known, self.landmarks, NEVER), after)
-        self._corrected.assign(self._clock)
+        self.reencoder.correct(fresh)
 
     def upkeep(self):
-        """Reroutes one part of the leaves, tidies crowded groups, refreshes all statistics."""
+        """Reroutes one part of the leaves, tidies crowded groups, refreshes all statistics.
+
+        In the lazy form, whose corrections leave the stored rows where they are: of the leaves that
+        were written to lately, at a cost that goes with their number and that of the nodes.
+        """
+        if self.reencoder.form == "lazy":
+            return self._upkeep_of_recent()
         part = tf.math.floormod(self._upkeep, _UPKEEP_PARTS)
         number = self.tree.widths[0]
         leaves = part + tf.range(-(-number // _UPKEEP_PARTS)) * _UPKEEP_PARTS
@@ -505,25 +636,37 @@ class DynamicIndex(tf.Module):
 
     # Helpers.
 
-    def _stamp(self, rows):
-        """Notes that rows are fresh as of now; ids that are no row share one entry."""
-        now = self._clock.assign_add(1)
-        known = (rows >= 0) & (rows < self.capacity)
-        where = tf.where(known, rows, self.capacity)[:, None]
-        self._written.scatter_nd_update(where, tf.fill(tf.shape(rows), now))
+    def _upkeep_of_recent(self):
+        tree, recent = self.tree, self.reencoder.recent
+        leaves = reencoder.distinct(tree.slots_of(recent) // LEAF_SIZE)
+        tree.refresh_leaves(tf.where(leaves == NEVER, tree.widths[0], leaves))
+        start = (self._upkeep * _UPKEEP_ROWS) % recent.shape[0]
+        window = tf.range(min(_UPKEEP_ROWS, recent.shape[0]))
+        rows = reencoder.distinct(tf.gather(recent, (start + window) % recent.shape[0]))
+        before = tree.slots_of(rows) // GROUP
+        tree.move(rows)
+        after = tree.slots_of(rows) // GROUP
+        tidied = tree.tidy(_GROUPS[0])
+        tree.refresh_groups(tf.concat([before, after, tidied], axis=0))
+        tree.refresh_above(from_leaves=True)
+        self._upkeep.assign_add(1)
 
-    def _share_behind(self, rows):
-        """Share of the time since the last correction that has passed since each row was written."""
-        written = tf.gather(self._written, tf.where(rows < 0, self.capacity, rows))
-        period = tf.maximum(self._clock - self._corrected, 1)
-        share = tf.cast(self._clock - written, tf.float32) / tf.cast(period, tf.float32)
-        return tf.minimum(share, 1.0)
+    def _corrected(self, fresh):
+        self.correct(fresh)
+        self.upkeep()
 
     def _top_k(self, queries, k, shape, exclude):
         tree = self.tree
-        return tree_top_k(tree.levels, tree.rows, tree.ids, queries, k, shape, exclude)
+        queries, shifts = self.reencoder.pulled_back(queries)
+        scores, ids = tree_top_k(tree.levels, tree.rows, tree.ids, queries, k, shape, exclude)
+        return scores + shifts[:, None], ids
 
     def _certify(self, queries, beta):
+        queries, shifts = self.reencoder.pulled_back(queries)
+        return tuple(each + beta * shifts for each in self._certified(queries, beta))
+
+    def _certified(self, queries, beta):
+        """Bounds of the log partition over what is stored."""
         tree, shape = self.tree, self._sample_shape(1)
         front = frontier.open_nodes(tree.levels, queries, beta, shape, 0)
         return frontier.partition_bounds(tree.rows, front, queries, beta, shape)

@@ -141,13 +141,28 @@ class Tree(tf.Module):
         for mine, new in zip(self.levels[1], tops, strict=True):
             _scatter(mine, groups, new)
 
-    def refresh_above(self):
+    def refresh_leaves(self, leaves):
+        """Recomputes the statistics of some leaves, measured row by row. Then call `refresh_above`.
+
+        Args:
+            leaves: int32 [leaves], scratch included; repeats are harmless.
+        """
+        slots = leaves[:, None] * LEAF_SIZE + tf.range(LEAF_SIZE)
+        new = nodes.statistics(tf.gather(self.rows, slots), tf.gather(self.ids, slots) != NEVER)
+        new = new._replace(representatives=new.representatives + leaves * LEAF_SIZE)
+        for mine, value in zip(self.levels[0], new, strict=True):
+            _scatter(mine, leaves, value)
+
+    def refresh_above(self, from_leaves=False):
         """Recomputes the statistics of the nodes above level 1 from those of their children.
 
         Centre and variance exactly; the radius is the least that the children's centres and radii
         guarantee.
+
+        Args:
+            from_leaves: bool, whether those of level 1 too.
         """
-        for below in range(1, len(self.widths) - 1):
+        for below in range(0 if from_leaves else 1, len(self.widths) - 1):
             self._combine(below)
 
     def _measure(self, groups):

@@ -17,7 +17,8 @@ def sampled_softmax(logits, positives, log_expected, masked):
         logits: float32 [queries, candidates], beta q.g.
         positives: int32 [queries], which candidate is the query's positive. It stands for itself:
             its own expected count is not used.
-        log_expected: float32 [candidates], log E_j.
+        log_expected: float32 [candidates], log E_j; or [queries, candidates], where every query has
+            candidates of its own.
         masked: bool [queries, candidates], candidates that count as absent for a query: its known
             positives, repeats of the own one included. The own positive is never masked.
 
@@ -58,3 +59,23 @@ def log_expected_counts(log_prob, draws, log_frequency, batch):
         mined = tf.reduce_logsumexp(log_prob, axis=0)
     mined = mined + tf.math.log(float(draws))
     return tf.reduce_logsumexp(tf.stack([mined, in_batch]), axis=0)
+
+
+def log_expected_own_counts(log_prob, draws):
+    """How often each candidate was to be expected among a query's own draws, in logs.
+
+    Args:
+        log_prob: float32 [queries, queries * draws], log probability that one draw for a query is each
+            of the rows drawn, those of the first query first; or [1, queries * draws], if all queries
+            draw alike.
+        draws: int, draws a query.
+
+    Returns:
+        float32 [queries, draws], log(draws * p_b(j)) for the draws j of query b.
+    """
+    own = tf.reshape(log_prob, [tf.shape(log_prob)[0], -1, draws])
+    if log_prob.shape[0] == 1:
+        own = own[0]
+    else:
+        own = tf.gather(own, tf.range(tf.shape(own)[0]), axis=1, batch_dims=1)
+    return own + tf.math.log(float(draws))

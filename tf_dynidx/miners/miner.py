@@ -42,7 +42,7 @@ class Miner(tf.Module):
             encode_rows: function from int32 [rows] to float32 [rows, dim], the rows encoded afresh in
                 inference mode; may be called inside a step.
             encode_corpus: function without arguments that encodes all targets eagerly, showing
-                progress: float32 [targets, dim].
+                progress: float32 [targets, dim]. None: the state is made, to be filled from a file.
 
         Raises:
             ValueError: more negatives than targets.
@@ -95,6 +95,10 @@ class Miner(tf.Module):
             encodings: float32 [rows, dim], encoded in inference mode.
         """
         del rows, encodings
+
+    def logs(self):
+        """Numbers to log after a step: dict of name to float32 scalar. Default: none."""
+        return {}
 
     def next_seed(self):
         """int32 [2], a seed not used before."""

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_dynidx.index import DynamicIndex, checks
+from tf_dynidx.index import DynamicIndex, checks, reencoder
 from tf_dynidx.miners.miner import Miner, without_positives
 
 
@@ -10,32 +10,59 @@ class Tree(Miner):
     """Monath et al. 2023: a tree over all targets, kept true while the encoder moves.
 
     All targets are encoded once, before the first step. From then on the index follows the encoder:
-    what a step encodes anyway is written back, and every `refresh_every` steps a few landmarks are
-    encoded again and the change regression carries their movement over to all other rows.
+    what a step encodes anyway is written back, and every few steps a few landmarks are encoded again
+    and the change regression carries their movement over to all other rows.
     """
 
-    def __init__(self, num_negatives=2, refresh_every=10, dtype="float32", seed=0, name=None):
+    def __init__(
+        self,
+        num_negatives=2,
+        refresh_every=None,
+        kernel="linear",
+        form="auto",
+        landmarks="mixed",
+        dtype="float32",
+        seed=0,
+        name=None,
+    ):
         """Makes a miner; `build` makes its index.
 
         Args:
             num_negatives: int, draws a query. One or two are enough when the batch shares them.
-            refresh_every: int, steps between refreshes of the index.
-            dtype: dtype of the row table, as for `DynamicIndex`.
+            refresh_every: int, steps between refreshes of the index; default: as the encoder moves.
+            kernel, form, landmarks, dtype: as for `DynamicIndex`.
             seed: int, seeds every draw.
+
+        Raises:
+            ValueError: an argument is not as described.
         """
         super().__init__(num_negatives, seed, name)
-        self.refresh_every = checks.positive_int("refresh_every", refresh_every)
-        self.dtype = dtype
+        if refresh_every is not None:
+            refresh_every = checks.positive_int("refresh_every", refresh_every)
+        checks.one_of("kernel", kernel, reencoder.KERNELS)
+        checks.one_of("form", form, ("auto", *reencoder.FORMS))
+        checks.one_of("landmarks", landmarks, reencoder.LANDMARKS)
+        self.refresh_every = refresh_every
+        self.kernel, self.form, self.landmarks = kernel, form, landmarks
+        self.dtype = getattr(dtype, "name", dtype)  # a str, so that it can be written to a file
         self.index = None
 
     def build(self, corpus, encode_rows, encode_corpus):
         super().build(corpus, encode_rows, encode_corpus)
         self.full_encodes = tf.Variable(0, trainable=False, name="full_encodes")
-        self._steps = tf.Variable(0, trainable=False, name="steps")
         dim = encode_rows(tf.range(1)).shape[1]
         # A checkpoint that was restored before fills these as they are assigned.
-        self.index = DynamicIndex(dim, corpus.size, self.dtype, self.seed)
-        if not self.index.size:
+        self.index = DynamicIndex(
+            dim,
+            corpus.size,
+            dtype=self.dtype,
+            seed=self.seed,
+            kernel=self.kernel,
+            form=self.form,
+            landmarks=self.landmarks,
+            refresh_every=self.refresh_every,
+        )
+        if encode_corpus is not None and not self.index.size:
             self.index.build(encode_corpus())
             self.full_encodes.assign(1)
 
@@ -45,14 +72,16 @@ class Tree(Miner):
         return tf.maximum(sample.ids, 0), sample.log_partition
 
     def log_prob(self, rows, queries, beta, positives, drawn):
-        table = self.index.tree.read(rows)
+        table = self.index.read(rows)
         log_prob = beta * tf.matmul(queries, table, transpose_b=True) - drawn[:, None]
         return without_positives(log_prob, rows, positives)
 
     def observe(self, rows, encodings):
         self.index.write(rows, encodings)
-        step = self._steps.assign_add(1)
-        tf.cond(step % self.refresh_every == 0, self._refresh, lambda: tf.constant(False))
+        tf.cond(self.index.due(), self._refresh, lambda: tf.constant(False))
+
+    def logs(self):
+        return {"staleness": self.index.reencoder.relative_error()[0]}
 
     def _refresh(self):
         landmarks = tf.maximum(self.index.landmarks, 0)
@@ -61,5 +90,6 @@ class Tree(Miner):
         return tf.constant(True)
 
     def get_config(self):
-        config = {"refresh_every": self.refresh_every, "dtype": self.dtype}
+        names = ("refresh_every", "kernel", "form", "landmarks", "dtype")
+        config = {name: getattr(self, name) for name in names}
         return super().get_config() | config

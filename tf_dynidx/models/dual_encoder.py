@@ -1,20 +1,49 @@
 """`DualEncoder`: a two-tower model that `fit` trains against the whole corpus."""
 
+import contextlib
+import copy
+import math
+import os
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 from tf_dynidx import files, losses
 from tf_dynidx.corpus import TargetCorpus
+from tf_dynidx.index import checks
 from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.miners import Miner, Tree
+from tf_dynidx.models import saving
 from tf_dynidx.models.frequencies import PositiveFrequencies
+from tf_dynidx.models.gradient_cache import changing_state, encode_in_chunks
 from tf_dynidx.ops.membership import is_among
 from tf_dynidx.serving import export_retrieval
+from tf_dynidx.variables import named_variables, read, write
 
+_DIM = "dim"  # the dimension of encodings, in the file once a miner has state
 _ENCODE_BATCH = 4096  # targets encoded together where all of them are
+_LEARNED_BETA = 1.0, 100.0  # the range of an inverse temperature that is learned, as in CLIP
+_SIMILARITIES = ("dot", "cosine")
+_SHARINGS = ("batch", "none")
 
 
+class Candidates(NamedTuple):
+    """What a step has encoded, and for whom.
+
+    Attributes:
+        rows: int32 [candidates]; the first are the positives of the queries, in their order.
+        encodings: float32 [candidates, dim], as encoded for the loss.
+        valid: bool [queries], whether a query has a positive at all.
+    """
+
+    rows: tf.Tensor
+    encodings: tf.Tensor
+    valid: tf.Tensor
+
+
+@keras.utils.register_keras_serializable("tf_dynidx")
 class DualEncoder(keras.Model):
     """Scores a query against a target by beta f(query).g(target), beta = 1 / temperature.
 
@@ -25,15 +54,40 @@ class DualEncoder(keras.Model):
     them into rows in the data pipeline.
 
     The candidates of a step are the batch's positives and what the miner draws for each query, shared
-    by all queries of the batch. Each logit is corrected for how often its target was to be expected
-    among them, so that the loss estimates the softmax over all targets (`losses.sampled_softmax`).
+    by all queries of the batch (or, with `sharing="none"`, only the own ones). Each logit is corrected
+    for how often its target was to be expected among them, so that the loss estimates the softmax over
+    all targets (`losses.sampled_softmax`).
 
     The loss encodes candidates in training mode; the miner is given encodings in inference mode (a
     second pass, only if the target tower has layers that tell the two apart).
+
+    `.keras` files, `.weights.h5` files and `tf.train.Checkpoint`s hold, beside the weights, all state
+    of the miner (for `Tree` its index, which is not built again), the counts of positives, the number
+    of steps and the states of random generators (a checkpoint: those of layers that are there, and in
+    Keras 2 built, when the model is made). The dropout of Keras 2 has a state only after
+    `keras.backend.experimental.enable_tf_random_generator()`. A `.keras` file holds the corpus too,
+    unless it was made with `saved=False`; the others never do. Keras's oldest format (`.h5`) holds the
+    towers only. Where `BackupAndRestore` saves within an epoch, Keras starts that epoch's data anew;
+    data that begins at batch `model.step` continues where it stopped.
     """
 
     def __init__(
-        self, query_tower, target_tower, corpus, miner=None, temperature=0.05, seed=0, name=None
+        self,
+        query_tower,
+        target_tower,
+        corpus,
+        miner=None,
+        temperature=0.05,
+        learn_temperature=False,
+        similarity="dot",
+        sharing="batch",
+        relative_margin=None,
+        absolute_margin=None,
+        max_score=None,
+        range_min=0,
+        encode_chunk=None,
+        seed=0,
+        name=None,
     ):
         """Joins two towers, a corpus and a miner.
 
@@ -45,6 +99,22 @@ class DualEncoder(keras.Model):
             miner: a miner from `tf_dynidx.miners`; default `Tree()`.
             temperature: float > 0, what scores are divided by before the softmax. 0.05 suits
                 encodings of unit norm.
+            learn_temperature: bool, whether the temperature is trained, from `temperature` on, as
+                log(1 / temperature) and within 0.01 to 1, as in CLIP. Default False.
+            similarity: "dot" (default), or "cosine": encodings are scaled to unit norm, in whatever
+                the model returns, indexes or exports.
+            sharing: "batch" (default): every query sees the positives of all queries of the batch and
+                what was drawn for any of them; one or two negatives a query are enough. "none": a
+                query sees its own positive and its own negatives alone, which takes some tens a query
+                and as many more encodings. Use it where the queries of a batch must not meet, or few
+                queries fit in one.
+            relative_margin, absolute_margin, max_score, range_min: when a candidate counts as a
+                positive that nobody labelled, and is left out of the loss; see
+                `losses.suspected_positives`. Scores are those before the temperature. Default: never.
+                What is left out is missing from the softmax that the loss estimates.
+            encode_chunk: int, how many candidates are encoded together, with gradient caching: the
+                same gradient, for one more encoding, in the memory of one chunk. Batch normalisation
+                normalises over a chunk then. Default None: all at once.
             seed: int, seeds which of several positives a step trains on.
             name: name of the model.
 
@@ -69,16 +139,63 @@ class DualEncoder(keras.Model):
             raise ValueError(
                 f"temperature must be positive and finite. Received: temperature={temperature!r}"
             )
+        if learn_temperature and not _LEARNED_BETA[0] <= 1.0 / temperature <= _LEARNED_BETA[1]:
+            raise ValueError(
+                "A temperature that is learned starts within 0.01 to 1. "
+                f"Received: temperature={temperature!r}, learn_temperature={learn_temperature!r}"
+            )
+        checks.one_of("similarity", similarity, _SIMILARITIES)
+        checks.one_of("sharing", sharing, _SHARINGS)
+        if sharing == "none" and not miner.num_negatives:
+            raise ValueError(
+                'sharing="none" needs a miner that draws negatives, such as Tree(num_negatives=32). '
+                f"Received: miner={miner!r}"
+            )
         self.query_tower, self.target_tower = query_tower, target_tower
         self.corpus, self.miner = corpus, miner
         self.temperature = float(temperature)
+        self.learn_temperature = bool(learn_temperature)
+        self.similarity, self.sharing = similarity, sharing
+        self.relative_margin = _margin("relative_margin", relative_margin)
+        self.absolute_margin = _margin("absolute_margin", absolute_margin)
+        self.max_score = _number("max_score", max_score)
+        self.range_min = _rank(range_min)
+        if encode_chunk is not None:
+            encode_chunk = checks.positive_int("encode_chunk", encode_chunk)
+        self.encode_chunk = encode_chunk
         self.seed = int(seed)
+        self._log_beta = None
+        if self.learn_temperature:
+            self._log_beta = self.add_weight(
+                name="log_inverse_temperature",
+                shape=(),
+                dtype="float32",
+                initializer=keras.initializers.Constant(-math.log(self.temperature)),
+                constraint=_clip_log_beta,
+            )
         self.frequencies = PositiveFrequencies(corpus.size)
         self.step = tf.Variable(0, trainable=False, name="step")
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self._encode_block = tf.function(self.encode_rows, autograph=False)
+        self._random_states = saving.RandomStates(query_tower, target_tower)
+        self._pending = _Pending()
         # The towers hold all weights: with them the model is built, so that weights can be saved.
         self.built = query_tower.built and target_tower.built
+
+    def build(self, input_shape=None):
+        """Builds the target tower; the query tower is built by the call that leads here."""
+        del input_shape
+        if not self.target_tower.built:
+            with tf.init_scope():
+                self.encode_rows(tf.range(1))
+        self.built = True
+
+    @property
+    def beta(self):
+        """float32 scalar, the inverse temperature, as trained so far where it is learned."""
+        if self._log_beta is None:
+            return tf.constant(1.0 / self.temperature)
+        return tf.exp(tf.convert_to_tensor(self._log_beta))
 
     # Encoding.
 
@@ -88,15 +205,35 @@ class DualEncoder(keras.Model):
 
     def encode_queries(self, features, training=False):
         """float32 [batch, dim] from query features."""
-        return tf.cast(self.query_tower(features, training=training), tf.float32)
+        return self._encoding(self.query_tower(features, training=training))
 
     def encode_targets(self, features, training=False):
         """float32 [batch, dim] from target features."""
-        return tf.cast(self.target_tower(features, training=training), tf.float32)
+        return self._encoding(self.target_tower(features, training=training))
 
     def encode_rows(self, rows, training=False):
         """float32 [rows, dim], targets of the corpus encoded by row."""
         return self.encode_targets(self.corpus.gather(rows), training=training)
+
+    def _encoding(self, output):
+        encoding = tf.cast(output, tf.float32)
+        self._pending.dim = encoding.shape[-1]
+        return tf.math.l2_normalize(encoding, axis=-1) if self.similarity == "cosine" else encoding
+
+    def _encode_candidates(self, rows, training):
+        """As `encode_rows`, in chunks where the model says so."""
+        chunk = self.encode_chunk
+        if chunk is None or (rows.shape[0] is not None and rows.shape[0] <= chunk):
+            return self.encode_rows(rows, training=training)
+        if not self.target_tower.built:
+            with tf.init_scope():
+                self.encode_rows(tf.range(1))
+        return encode_in_chunks(
+            lambda block: self.encode_rows(block, training=training),
+            rows,
+            chunk,
+            changing_state(self.target_tower) if training else (),
+        )
 
     def encode_corpus(self, progress=False):
         """Encodes all targets, in inference mode.
@@ -128,57 +265,99 @@ class DualEncoder(keras.Model):
     def prepare_miner(self, progress=False):
         """Lets the miner make its state: for `Tree`, encodes and indexes all targets.
 
-        `fit` does this before its first step. Call it yourself before a training loop of your own.
+        `fit` and `evaluate` do this before their first step, after `on_train_begin`: a callback that
+        restores a model there restores the miner too. A miner that has its state is left alone.
         """
+        self.corpus.check_filled()
         if not self.miner.built:
             self.miner.build(
                 self.corpus, self.encode_rows, lambda: self.encode_corpus(progress=progress)
             )
 
     def make_train_function(self, force=False):
-        """As in Keras; both Keras versions call it before the first step, outside any graph."""
-        self.prepare_miner()
-        return super().make_train_function(force)
+        """As in Keras; the function prepares the miner before its first step, outside any graph."""
+        super().make_train_function(force)
+        self.train_function = _after(self.prepare_miner, self.train_function)
+        return self.train_function
 
     def make_test_function(self, force=False):
         """As in Keras: the loss of `evaluate` needs the miner too."""
-        self.prepare_miner()
-        return super().make_test_function(force)
+        super().make_test_function(force)
+        self.test_function = _after(self.prepare_miner, self.test_function)
+        return self.test_function
 
     def mined_loss(self, x, y, sample_weight=None, training=True):
-        """The loss of a batch, for a training loop of your own: call `prepare_miner` once before.
+        """The loss of a batch, for a training loop of your own.
+
+        Call `after_step` at the end of each step. The first call prepares the miner, if
+        `prepare_miner` was not called before the loop.
+
+            with tf.GradientTape() as tape:
+                loss = model.mined_loss(x, y)
+            gradients = tape.gradient(loss, variables)
+            optimizer.apply_gradients(zip(gradients, variables))
+            model.after_step()
+
+        What regularizers of the towers ask for is in `model.losses`, not in here.
 
         Args:
             x: query features.
             y: int [batch] or [batch, positives], rows, padded with -1.
             sample_weight: float [batch], default all 1.
+            training: bool, the mode of the towers, default True. `after_step` follows True only.
 
         Returns:
             float32 scalar, the weighted mean over the batch.
         """
-        return self._losses_and_candidates(x, self._rows(y), sample_weight, training)[0]
+        rows = self._rows(y)
+        with tf.init_scope():  # eagerly, also while a function is traced
+            self.prepare_miner()
+        loss, candidates = self._loss_and_candidates(x, rows, sample_weight, training)
+        if training:
+            self._pending.candidates = candidates
+        return loss
+
+    def after_step(self):
+        """Lets the model take in what the last `mined_loss` has encoded, as a step of `fit` does.
+
+        Writes encodings back to the miner, counts the positives, and counts the step. Call it after
+        the gradients are applied, in the same `tf.function` as `mined_loss`, or both eagerly.
+
+        Returns:
+            dict from name to float32 scalar, what the miner logs.
+
+        Raises:
+            RuntimeError: there was no `mined_loss` in training mode since the last call, or it was
+                called in another `tf.function`.
+        """
+        candidates, self._pending.candidates = self._pending.candidates, None
+        if candidates is None:
+            raise RuntimeError(
+                "after_step follows a mined_loss in training mode. Received: a call without one"
+            )
+        rows = candidates.rows
+        if tf.is_symbolic_tensor(rows) and rows.graph is not tf.compat.v1.get_default_graph():
+            raise RuntimeError(
+                "after_step belongs into the tf.function that mined_loss is called in. "
+                "Received: a call outside of it"
+            )
+        return self._take_in(candidates)
 
     def train_step(self, data):
         """One step of `fit`: mine, loss, gradients, write-back."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        positives = self._rows(y)
         with tf.GradientTape() as tape:
-            loss, rows, encodings = self._losses_and_candidates(
-                x, positives, sample_weight, training=True
-            )
+            loss, candidates = self._loss_and_candidates(x, self._rows(y), sample_weight, training=True)
             total = loss + tf.add_n(self.losses) if self.losses else loss
             scaled = _scale(self.optimizer, total)
         variables = _values(self.trainable_variables)
         gradients = tape.gradient(scaled, variables)
         _apply(self.optimizer, gradients, self.trainable_variables)
-        if _tells_training_apart(self.target_tower):
-            encodings = self.encode_rows(rows)
-        self.miner.observe(rows, tf.stop_gradient(encodings))
-        valid = tf.reduce_any(positives >= 0, axis=1)
-        self.frequencies.observe(rows[: tf.size(valid)], tf.cast(valid, tf.float32))
-        self.step.assign_add(1)
+        logs = self._take_in(candidates)
+        if self.learn_temperature:
+            logs["temperature"] = 1.0 / self.beta
         self.loss_tracker.update_state(loss)
-        return {"loss": self.loss_tracker.result()}
+        return {"loss": self.loss_tracker.result(), **logs}
 
     def test_step(self, data):
         """One step of `evaluate`: the loss on mined negatives, in inference mode."""
@@ -186,37 +365,67 @@ class DualEncoder(keras.Model):
         self.loss_tracker.update_state(self.mined_loss(x, y, sample_weight, training=False))
         return {"loss": self.loss_tracker.result()}
 
-    def _losses_and_candidates(self, x, positives, sample_weight, training):
-        """(loss, rows, encodings) of a batch: scalar, int32 [candidates], float32 [candidates, dim].
+    def _take_in(self, candidates):
+        """Ends a step: write-back, counts. Returns what the miner logs, as a dict."""
+        rows, encodings, valid = candidates
+        if _tells_training_apart(self.target_tower):
+            encodings = self._encode_candidates(rows, training=False)
+        self.miner.observe(rows, tf.stop_gradient(encodings))
+        self.frequencies.observe(rows[: tf.size(valid)], tf.cast(valid, tf.float32))
+        self.step.assign_add(1)
+        return dict(self.miner.logs())
 
-        The first candidates are the positives of the queries, in their order.
-        """
-        beta = tf.constant(1.0 / self.temperature)
+    def _loss_and_candidates(self, x, positives, sample_weight, training):
+        """(loss, candidates) of a batch: float32 scalar, `Candidates`."""
+        beta = self.beta
         queries = self.encode_queries(x, training=training)
         batch = tf.shape(positives)[0]
         chosen = self._one_positive(positives)
-        fixed = tf.stop_gradient(queries)
-        mined, drawn = self.miner.mine(fixed, beta, positives)
-        rows = tf.concat([chosen, tf.reshape(mined, [-1])], axis=0)
-        log_expected = losses.log_expected_counts(
-            self.miner.log_prob(rows, fixed, beta, positives, drawn),
-            self.miner.num_negatives,
-            self.frequencies.log_frequency(rows),
-            batch,
-        )
-        encodings = self.encode_rows(rows, training=training)
-        self.built = True
-        logits = beta * tf.matmul(queries, encodings, transpose_b=True)
-        masked = is_among(rows[None], positives)
         # A query without a positive has put nothing among the candidates but a placeholder.
         valid = tf.reduce_any(positives >= 0, axis=1)
-        masked |= tf.pad(~valid, [[0, tf.size(mined)]])
-        each = losses.sampled_softmax(logits, tf.range(batch), tf.stop_gradient(log_expected), masked)
+        fixed, fixed_beta = tf.stop_gradient(queries), tf.stop_gradient(beta)
+        mined, drawn = self.miner.mine(fixed, fixed_beta, positives)
+        rows = tf.concat([chosen, tf.reshape(mined, [-1])], axis=0)
+
+        def log_prob(rows):
+            return self.miner.log_prob(rows, fixed, fixed_beta, positives, drawn)
+
+        encodings = self._encode_candidates(rows, training)
+        self.built = True
+        draws = self.miner.num_negatives
+        if self.sharing == "batch":
+            scores = tf.matmul(queries, encodings, transpose_b=True)
+            own, own_scores = tf.range(batch), tf.linalg.diag_part(scores[:, :batch])
+            log_expected = losses.log_expected_counts(
+                log_prob(rows), draws, self.frequencies.log_frequency(rows), batch
+            )
+            masked = is_among(rows[None], positives)
+            masked |= tf.pad(~valid, [[0, tf.size(mined)]])
+        else:
+            positive, negative = encodings[:batch], encodings[batch:]
+            own, own_scores = tf.zeros_like(chosen), tf.reduce_sum(queries * positive, axis=1)
+            negative = tf.reshape(negative, [batch, draws, negative.shape[1]])
+            scores = tf.concat(
+                [own_scores[:, None], tf.einsum("qd,qnd->qn", queries, negative)], axis=1
+            )
+            log_expected = losses.log_expected_own_counts(log_prob(rows[batch:]), draws)
+            log_expected = tf.pad(log_expected, [[0, 0], [1, 0]])
+            masked = is_among(tf.concat([chosen[:, None], mined], axis=1), positives)
+        masked |= losses.suspected_positives(
+            scores,
+            own_scores,
+            masked,
+            relative_margin=self.relative_margin,
+            absolute_margin=self.absolute_margin,
+            max_score=self.max_score,
+            range_min=self.range_min,
+        )
+        each = losses.sampled_softmax(beta * scores, own, tf.stop_gradient(log_expected), masked)
         weights = tf.cast(valid, tf.float32)
         if sample_weight is not None:
             weights *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
         loss = tf.math.divide_no_nan(tf.reduce_sum(each * weights), tf.reduce_sum(weights))
-        return loss, rows, encodings
+        return loss, Candidates(rows, encodings, valid)
 
     def _one_positive(self, positives):
         """Picks one of each query's positives at random: int32 [queries]."""
@@ -254,6 +463,125 @@ class DualEncoder(keras.Model):
                 f"y must have shape [batch] or [batch, positives]. Received: shape {tuple(y.shape)}"
             )
         return y[:, None] if y.shape.rank == 1 else y
+
+    # Saving.
+
+    def get_config(self):
+        """The constructor's arguments; of the corpus only what it is like."""
+        options = (
+            "temperature",
+            "learn_temperature",
+            "similarity",
+            "sharing",
+            "relative_margin",
+            "absolute_margin",
+            "max_score",
+            "range_min",
+            "encode_chunk",
+            "seed",
+            "name",
+        )
+        return {
+            **saving.serialized_towers(self.query_tower, self.target_tower),
+            "corpus": self.corpus.get_config(),
+            "miner": keras.utils.serialize_keras_object(self.miner),
+            **{option: getattr(self, option) for option in options},
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """A model of the same arguments, without its weights and the state of its miner.
+
+        Args:
+            config: what `get_config` returned.
+            custom_objects: dict, as in Keras. "corpus" is the `TargetCorpus`; it must have as many
+                targets as the one saved, with features of the same shapes and dtypes. Without it the
+                model has no targets to encode, until `load_model` fills the corpus from the file.
+
+        Raises:
+            ValueError: the corpus is another.
+        """
+        config = copy.deepcopy(config)  # Keras empties what it makes towers from
+        # A scope hides those around it: one without content would hide what load_model was given.
+        scope = keras.utils.custom_object_scope(custom_objects) if custom_objects else None
+        with scope or contextlib.nullcontext():
+            query_tower, target_tower = saving.deserialized_towers(config)
+            miner = keras.utils.deserialize_keras_object(config["miner"])
+            corpus = keras.utils.get_registered_object("corpus")
+        if corpus is None:
+            corpus = TargetCorpus.from_config(config["corpus"])
+        elif isinstance(corpus, TargetCorpus):
+            corpus.check_like(config["corpus"])
+        towers = {"query_tower": query_tower, "target_tower": target_tower}
+        return cls(**config | towers | {"corpus": corpus, "miner": miner})
+
+    def get_build_config(self):
+        """None: the towers know themselves what they were built with."""
+
+    def save_own_variables(self, store):
+        """Writes what belongs to no layer: counts, random states, the state of the miner."""
+        write(self._own_state(), store)
+        if self.miner.built:
+            store[_DIM] = np.array(self._dim(), np.int32)
+
+    def load_own_variables(self, store):
+        """Reads what `save_own_variables` wrote; a miner without state gets it, without encoding.
+
+        A file saved before the miner had state leaves it as it is.
+
+        Raises:
+            ValueError: the file is of another model.
+        """
+        with_miner = _DIM in set(store.keys())
+        if with_miner and not self.miner.built:
+            self._make_miner_state(int(np.asarray(store[_DIM])))
+        read(self._own_state(with_miner), store, besides=[_DIM])
+
+    def save_assets(self, folder):
+        """Writes the corpus into a `.keras` file, unless it was made with `saved=False`."""
+        if self.corpus.saved:
+            folder = os.path.join(folder, "corpus")
+            os.makedirs(folder, exist_ok=True)
+            self.corpus.write(folder)
+
+    def load_assets(self, folder):
+        """Fills the corpus from a `.keras` file, unless one was handed in."""
+        if self.corpus.features is None and folder is not None:
+            folder = os.path.join(folder, "corpus")
+            if os.path.isdir(folder):
+                self.corpus.read(folder)
+
+    def _own_state(self, miner=True):
+        """dict from name to `tf.Variable`, all state beside the weights of the towers."""
+        parts = {
+            "frequencies": named_variables(self.frequencies),
+            "miner": named_variables(self.miner) if miner and self.miner.built else {},
+            "query_random": saving.random_states(self.query_tower),
+        }
+        if self.target_tower is not self.query_tower:
+            parts["target_random"] = saving.random_states(self.target_tower)
+        state = {"step": self.step}
+        if self._log_beta is not None:
+            state["log_inverse_temperature"] = _values([self._log_beta])[0]
+        for part, mine in parts.items():
+            state |= {f"{part}.{name}": variable for name, variable in mine.items()}
+        return state
+
+    def _dim(self):
+        """int, the dimension of the encodings."""
+        if self._pending.dim is None:
+            self.encode_rows(tf.range(1))
+        return self._pending.dim
+
+    def _make_miner_state(self, dim):
+        """Makes the variables of the miner, to be filled from a file."""
+
+        def encode_rows(rows):
+            return tf.zeros([tf.shape(rows)[0], dim])
+
+        self.miner.build(self.corpus, encode_rows, None)
+        self.miner.encode_rows = self.encode_rows
+        self._pending.dim = dim
 
     # Serving.
 
@@ -311,6 +639,54 @@ class DualEncoder(keras.Model):
         )
 
 
+class _Pending:
+    """What a model remembers between calls, out of Keras's sight, which would track tensors."""
+
+    candidates = None  # of the last mined_loss, for after_step
+    dim = None  # of encodings
+
+
+def _after(prepare, function):
+    """The function, with something to be done before each call of it."""
+    if hasattr(function, "prepares"):
+        return function
+
+    def prepared(*args, **kwargs):
+        prepare()
+        return function(*args, **kwargs)
+
+    prepared.prepares = True
+    return prepared
+
+
+def _clip_log_beta(log_beta):
+    least, most = _LEARNED_BETA
+    return tf.clip_by_value(tf.convert_to_tensor(log_beta), math.log(least), math.log(most))
+
+
+def _number(name, value):
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if value is not None and not (number and np.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number or None. Received: {name}={value!r}")
+    return None if value is None else float(value)
+
+
+def _margin(name, value):
+    value = _number(name, value)
+    if value is not None and value < 0:
+        raise ValueError(f"{name} must be at least 0, or None. Received: {name}={value!r}")
+    return value
+
+
+def _rank(range_min):
+    whole = isinstance(range_min, (int, np.integer)) and not isinstance(range_min, bool)
+    if not whole or range_min < 0:
+        raise ValueError(
+            f"range_min must be a whole number of at least 0. Received: range_min={range_min!r}"
+        )
+    return int(range_min)
+
+
 def _input_spec(tower):
     """What a functional or sequential tower takes, with the batch left free."""
 
@@ -332,8 +708,13 @@ def _tells_training_apart(tower):
     layers = keras.layers
     # Containers pass `training` on and do nothing with it themselves; dense layers of Keras 3 use it
     # for their quantisation only.
-    functional = type(keras.Model(*[keras.Input([1])] * 2))
-    indifferent = (keras.Sequential, functional, layers.InputLayer, layers.Dense, layers.EinsumDense)
+    indifferent = (
+        keras.Sequential,
+        saving.FUNCTIONAL,
+        layers.InputLayer,
+        layers.Dense,
+        layers.EinsumDense,
+    )
     attribute = "_call_has_training_arg" if IS_KERAS_3 else "_expects_training_arg"
     return any(
         getattr(layer, attribute, True) and type(layer) not in indifferent
