@@ -106,7 +106,7 @@ class DynamicIndex(tf.Module):
             num_landmarks: int, how many; default 8 (dim + 1), several times the features of the
                 regression, and at most `capacity`.
             refresh_every: int, write-backs between refreshes (see `due`); default: chosen from how far
-                the landmarks move: about a fifth of an encoding's norm from one to the next, or ten.
+                the landmarks move: about a tenth of an encoding's norm from one to the next, or ten.
             name: name of the module.
 
         Raises:
