@@ -11,16 +11,19 @@ _CLASSES = {
 }
 _MODULES = ("callbacks", "layers", "losses", "metrics", "miners")
 
+# Needs Keras 2 and TensorFlow Recommenders: not among what `from tf_dynidx import *` asks for.
+_OPTIONAL_MODULES = ("tfrs",)
+
 __all__ = [*_CLASSES, *_MODULES]
 
 
 def __getattr__(name):
     if name in _CLASSES:
         return getattr(importlib.import_module(_CLASSES[name]), name)
-    if name in _MODULES:
+    if name in (*_MODULES, *_OPTIONAL_MODULES):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return __all__
+    return [*__all__, *_OPTIONAL_MODULES]

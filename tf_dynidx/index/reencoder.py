@@ -155,7 +155,8 @@ class Reencoder(tf.Module):
         self.target.assign_add(seen.target)
 
     def _written(self, ids):
-        return tf.gather(self.written, tf.where(ids < 0, self.tree.capacity, ids))
+        known = (ids >= 0) & (ids < self.tree.capacity)
+        return tf.gather(self.written, tf.where(known, ids, self.tree.capacity))
 
     def _ages(self, ids):
         """Write-backs since each row was written, as a power of 2: int32, below `_AGES`."""
@@ -276,7 +277,8 @@ class Reencoder(tf.Module):
 
     def _map_rows(self, moved):
         """Replaces all rows, block by block, so that memory for float32 copies does not grow."""
-        rows, ids = self.tree.rows, self.tree.ids
+        # Read once: a variable that was scattered into is copied whenever it is read.
+        rows, ids = self.tree.rows.read_value(), self.tree.ids.read_value()
         total = rows.shape[0]
         block = max(_BLOCK, -(-total // _BLOCKS))
         ones, parts = tf.ones([self.tree.dim, 1]), []
@@ -288,7 +290,7 @@ class Reencoder(tf.Module):
             # Emptied slots stay zero: moved again and again, nothing would keep what they held finite.
             after = tf.where((mine != NEVER)[:, None], after * shrink, 0.0)
             parts.append(tf.cast(after, rows.dtype))
-        rows.assign(tf.concat(parts, axis=0))
+        self.tree.rows.assign(tf.concat(parts, axis=0))
 
     def _adapt(self, before, after, behind):
         """Chooses the time to the next refresh, so that about as much moves until then as is wanted."""

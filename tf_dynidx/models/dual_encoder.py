@@ -368,7 +368,7 @@ class DualEncoder(keras.Model):
     def _take_in(self, candidates):
         """Ends a step: write-back, counts. Returns what the miner logs, as a dict."""
         rows, encodings, valid = candidates
-        if _tells_training_apart(self.target_tower):
+        if tells_training_apart(self.target_tower):
             encodings = self._encode_candidates(rows, training=False)
         self.miner.observe(rows, tf.stop_gradient(encodings))
         self.frequencies.observe(rows[: tf.size(valid)], tf.cast(valid, tf.float32))
@@ -703,7 +703,7 @@ def _input_spec(tower):
     return tf.nest.map_structure(spec, inputs)
 
 
-def _tells_training_apart(tower):
+def tells_training_apart(tower):
     """Whether any layer of a tower may act differently in training: dropout, normalisation, custom."""
     layers = keras.layers
     # Containers pass `training` on and do nothing with it themselves; dense layers of Keras 3 use it
