@@ -1,5 +1,5 @@
 # make demo    train on real data embedded in the package, on this machine's CPU, in minutes
-# make test    every test, with Keras 3 and then with Keras 2
+# make test    every test, with Keras 3 and beside it with Keras 2
 # make lint    the linter, and the formatter in checking mode
 # make clean   remove everything that these made, .venv included
 #
