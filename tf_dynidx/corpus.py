@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 
 class TargetCorpus:
@@ -108,6 +109,22 @@ class TargetCorpus:
         corpus._config = config
         return corpus
 
+    @classmethod
+    def restored(cls, config, handed_in):
+        """The corpus that a model is loaded with.
+
+        Args:
+            config: what `get_config` of the saved one returned.
+            handed_in: the corpus among the custom objects; anything else counts as none.
+
+        Raises:
+            ValueError: the corpus that was handed in is not like the one described.
+        """
+        if not isinstance(handed_in, cls):
+            return cls.from_config(config)
+        handed_in.check_like(config)
+        return handed_in
+
     def check_filled(self):
         """Raises a ValueError where `from_config` made the corpus and nothing has filled it."""
         if self.features is None:
@@ -154,6 +171,29 @@ class TargetCorpus:
             identifiers = np.array([each.decode() for each in identifiers], str)
         self.features = arrays.get(None, arrays)
         self.identifiers = identifiers
+
+
+def encode_all(encode, number, batch=4096, progress=False):
+    """Encodes all targets, a batch at a time.
+
+    Args:
+        encode: function from int32 [rows] to float [rows, dim]; always given as many rows, so that
+            nothing is traced twice.
+        number: int, how many targets there are.
+        batch: int, rows that are encoded together.
+        progress: bool, whether to show a bar.
+
+    Returns:
+        NumPy array [targets, dim].
+    """
+    batch, parts = min(batch, number), []
+    with tqdm(total=number, desc="encoding targets", unit="", disable=not progress) as bar:
+        for start in range(0, number, batch):
+            # The last batch reaches back.
+            first = min(start, number - batch)
+            parts.append(encode(tf.range(first, first + batch)).numpy()[start - first :])
+            bar.update(len(parts[-1]))
+    return np.concatenate(parts)
 
 
 def _named(features):

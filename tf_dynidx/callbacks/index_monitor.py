@@ -68,7 +68,7 @@ class IndexMonitor(ScheduledOnIndex):
             self._writer = None
 
     def act_on(self, index):
-        beta = inverse_temperature(self.model)
+        beta = float(self.model.beta)  # it may be learned
         found = numbers(index.stats()) | numbers(index.staleness(beta), "staleness")
         found["full_encodes"] = float(self.model.miner.full_encodes)
         if index.size:
@@ -144,11 +144,6 @@ def numbers(tree, name=""):
     for key, value in children:
         found |= numbers(value, f"{name}/{key}" if name else str(key))
     return found
-
-
-def inverse_temperature(model):
-    """float, by which a model multiplies its scores; it may be learned."""
-    return float(model.beta)
 
 
 def _seconds(draw):

@@ -66,6 +66,26 @@ class Pairs:
     positives: list[np.ndarray]
 
 
+def given_files(options):
+    """Those of --targets, --train and --test that options name a file for: list of str."""
+    return [f"--{name}" for name in ("targets", "train", "test") if getattr(options, name)]
+
+
+def all_or_none(options):
+    """bool, whether all of `given_files` are given.
+
+    Raises:
+        DataError: some are, and some are not.
+    """
+    given = given_files(options)
+    if 0 < len(given) < 3:
+        raise DataError(
+            "A model is trained on --targets, --train and --test together. "
+            f"Received: {' '.join(given)} alone. Give all three, or none."
+        )
+    return bool(given)
+
+
 def read_targets(path: str | os.PathLike) -> Targets:
     """Reads the targets of a corpus.
 

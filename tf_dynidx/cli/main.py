@@ -139,9 +139,7 @@ def _add_bench(commands):
         help=f"of {', '.join(bench_index.PARTS)} (default {','.join(bench_index.DEFAULT_PARTS)}); "
         "peers needs Faiss or ScaNN, large several GB of memory",
     )
-    index.add_argument("--targets", metavar="FILE", help="all targets")
-    index.add_argument("--train", metavar="FILE", help="training pairs")
-    index.add_argument("--test", metavar="FILE", help="test pairs, whose queries are measured with")
+    _add_data_files(index)
     index.add_argument(
         "--steps", type=_positive_int, default=1000, help="in-batch training steps (default 1000)"
     )
@@ -163,8 +161,7 @@ def _add_bench(commands):
         metavar="N",
         help="random targets of the part large (default 20000000)",
     )
-    index.add_argument("--seed", type=_seed, default=0, help="default 0")
-    index.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
+    _add_seed_and_report(index)
     index.set_defaults(run=_run_bench_index)
 
     drift = subjects.add_parser(
@@ -175,9 +172,7 @@ def _add_bench(commands):
         "against encoding all targets anew, on random ones. Without files the latter alone. Ctrl-C "
         "ends it early; what has been measured is printed and written.",
     )
-    drift.add_argument("--targets", metavar="FILE", help="all targets")
-    drift.add_argument("--train", metavar="FILE", help="training pairs")
-    drift.add_argument("--test", metavar="FILE", help="test pairs, whose queries are measured with")
+    _add_data_files(drift)
     drift.add_argument(
         "--steps", type=_positive_int, default=1000, help="training steps (default 1000)"
     )
@@ -188,9 +183,20 @@ def _add_bench(commands):
         metavar="N",
         help="random targets at most (default 1000000)",
     )
-    drift.add_argument("--seed", type=_seed, default=0, help="default 0")
-    drift.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
+    _add_seed_and_report(drift)
     drift.set_defaults(run=_run_bench_drift)
+
+
+def _add_data_files(bench):
+    """The files of a model that a benchmark may train."""
+    bench.add_argument("--targets", metavar="FILE", help="all targets")
+    bench.add_argument("--train", metavar="FILE", help="training pairs")
+    bench.add_argument("--test", metavar="FILE", help="test pairs, whose queries are measured with")
+
+
+def _add_seed_and_report(bench):
+    bench.add_argument("--seed", type=_seed, default=0, help="default 0")
+    bench.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
 
 
 # TensorFlow takes seconds to import; what needs it is imported when it is run, so that --help and
@@ -274,18 +280,12 @@ def _run_bench_index(options) -> int:
 
 def _run_bench_drift(options) -> int:
     from tf_dynidx import files
-    from tf_dynidx.cli.data import read_pairs, read_targets
+    from tf_dynidx.cli.data import all_or_none, read_pairs, read_targets
 
     if options.report:
         files.check_writable_target(options.report, "file")
-    given = [name for name in ("targets", "train", "test") if getattr(options, name)]
-    if given and len(given) < 3:
-        raise DataError(
-            "A model is trained on --targets, --train and --test together. Received: "
-            f"{' '.join('--' + name for name in given)} alone. Give all three, or none."
-        )
     data = None
-    if given:
+    if all_or_none(options):
         targets = read_targets(options.targets)
         data = targets, read_pairs(options.train, targets), read_pairs(options.test, targets)
     _import_tensorflow()

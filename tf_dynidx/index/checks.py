@@ -111,6 +111,14 @@ def positive_int(name, value):
     return int(value)
 
 
+def positive_float(name, value):
+    """`value` as float; ValueError unless it is a number, positive and finite."""
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite. Received: {name}={value!r}")
+    return float(value)
+
+
 def _dtype_name(value):
     return getattr(value, "dtype", type(value).__name__)
 

@@ -134,16 +134,8 @@ class DynamicIndex(tf.Module):
                 "More landmarks than rows. "
                 f"Received: num_landmarks={num_landmarks}, capacity={self.capacity}"
             )
-        if refresh_every is not None:
-            refresh_every = checks.positive_int("refresh_every", refresh_every)
-        checks.one_of("kernel", kernel, reencoder.KERNELS)
-        checks.one_of("form", form, ("auto", *reencoder.FORMS))
-        checks.one_of("landmarks", landmarks, reencoder.LANDMARKS)
+        reencoder.check_options(kernel, form, landmarks, refresh_every)
         form = reencoder.resolved_form(form, kernel, self.capacity)
-        if form == "lazy" and kernel != "linear":
-            raise ValueError(
-                f'The lazy form carries the linear kernel only: use form="full". Received: {kernel=}'
-            )
         self.reencoder = Reencoder(
             self.tree, self.seed, kernel, form, landmarks, num_landmarks, refresh_every
         )

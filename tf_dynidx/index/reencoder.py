@@ -4,8 +4,10 @@ import math
 
 import tensorflow as tf
 
+from tf_dynidx.index import checks
 from tf_dynidx.index.tree import GROUP
 from tf_dynidx.ops import affine, draws, regression
+from tf_dynidx.ops.membership import is_among
 from tf_dynidx.ops.nodes import NEVER
 
 KERNELS = ("linear", "rbf", "linear+rbf")
@@ -264,9 +266,7 @@ class Reencoder(tf.Module):
         return tf.where(self.on_sphere & (mean > 1e-6), 1.0 / tf.maximum(mean, 1e-6), 1.0)
 
     def fold(self):
-        """Lets every row store what it stands for; the map starts again from nothing."""
-        if self.form == "full":
-            return
+        """In the lazy form, lets every row store what it stands for; the map starts from nothing."""
         old = self.map
         self._fold(lambda rows, ids: affine.forward(old, rows))
 
@@ -333,7 +333,8 @@ class Reencoder(tf.Module):
             keys = tf.zeros(shape)
             if kind == "spread":
                 keys = self._far(candidates) + _gumbel(draws.uniforms(shape, seeds[2]))
-            live = self.tree.contains(candidates) & ~_among(candidates, self.landmarks)
+            taken = is_among(tf.reshape(candidates, [1, -1]), self.landmarks[None])
+            live = self.tree.contains(candidates) & ~tf.reshape(taken, shape)
             keys = tf.where(live, keys, -float("inf"))
             best = tf.argmax(keys, axis=1, output_type=tf.int32)
             chosen = tf.gather(candidates, best, batch_dims=1)
@@ -350,8 +351,7 @@ class Reencoder(tf.Module):
         """Log squared distance of candidates to the nearest landmark, as k-means++ draws by."""
         flat = tf.reshape(candidates, [-1])
         rows, centres = self.read(flat), self.read(self.landmarks)
-        squares = tf.reduce_sum(rows**2, axis=1)[:, None] + tf.reduce_sum(centres**2, axis=1)
-        squares -= 2.0 * tf.matmul(rows, centres, transpose_b=True)
+        squares = regression.squared_distances(rows, centres)
         known = self.tree.contains(self.landmarks)
         nearest = tf.reduce_min(tf.where(known, squares, float("inf")), axis=1)
         nearest = tf.clip_by_value(nearest, 1e-12, 1e12)
@@ -394,6 +394,19 @@ class Reencoder(tf.Module):
             self._set_map(affine.identity(self.tree.dim))
 
 
+def check_options(kernel, form, landmarks, refresh_every):
+    """Refuses, with ValueError, what `DynamicIndex` does not take for these."""
+    if refresh_every is not None:
+        checks.positive_int("refresh_every", refresh_every)
+    checks.one_of("kernel", kernel, KERNELS)
+    checks.one_of("form", form, ("auto", *FORMS))
+    checks.one_of("landmarks", landmarks, LANDMARKS)
+    if form == "lazy" and kernel != "linear":
+        raise ValueError(
+            f'The lazy form carries the linear kernel only: use form="full". Received: {kernel=}'
+        )
+
+
 def resolved_form(form, kernel, capacity):
     """The form that "auto" stands for. What is not linear moves every row by itself."""
     if form != "auto":
@@ -411,10 +424,6 @@ def distinct(ids):
     ids = tf.sort(ids, direction="DESCENDING")
     repeated = tf.concat([[False], ids[1:] == ids[:-1]], axis=0)
     return tf.where(repeated, NEVER, ids)
-
-
-def _among(ids, others):
-    return tf.reduce_any(ids[:, :, None] == others, axis=2)
 
 
 def _gumbel(uniforms):

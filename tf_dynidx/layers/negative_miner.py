@@ -5,7 +5,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from tf_dynidx.corpus import TargetCorpus
+from tf_dynidx.corpus import TargetCorpus, encode_all
+from tf_dynidx.index import checks
 from tf_dynidx.keras_world import keras
 from tf_dynidx.losses import log_expected_own_counts
 from tf_dynidx.miners import Miner
@@ -13,7 +14,6 @@ from tf_dynidx.ops.membership import is_among
 from tf_dynidx.variables import named_variables, read, write
 
 _DIM = "dim"  # of encodings, in a file once the miner has state
-_ENCODE_BATCH = 4096  # targets encoded together where all of them are
 
 
 @keras.utils.register_keras_serializable(package="tf_dynidx")
@@ -55,20 +55,18 @@ class NegativeMiner(keras.layers.Layer):
             )
         if not isinstance(corpus, TargetCorpus):
             raise ValueError(f"corpus must be a TargetCorpus. Received: {type(corpus).__name__}")
-        number = isinstance(temperature, int | float | np.number) and not isinstance(temperature, bool)
-        if not number or not 0 < temperature < float("inf"):
-            raise ValueError(
-                f"temperature must be positive and finite. Received: temperature={temperature!r}"
-            )
         self.miner, self.corpus, self.target_tower = miner, corpus, target_tower
-        self.temperature = float(temperature)
+        self.temperature = checks.positive_float("temperature", temperature)
         self._dim = None
 
     def prepare(self):
         """Lets the miner make its state: for `Tree`, encodes and indexes all targets. Returns self."""
         self.corpus.check_filled()
         if not self.miner.built:
-            self.miner.build(self.corpus, self.encode_rows, self._encode_corpus)
+            encode = tf.function(self.encode_rows, autograph=False)
+            self.miner.build(
+                self.corpus, self.encode_rows, lambda: encode_all(encode, self.corpus.size)
+            )
             self._dim = int(self.encode_rows(tf.range(1)).shape[1])
         self.built = True
         return self
@@ -129,11 +127,8 @@ class NegativeMiner(keras.layers.Layer):
     def from_config(cls, config):
         """A layer of the same arguments, without state; "corpus" among the custom objects is used."""
         config = dict(config)
-        corpus = keras.utils.get_registered_object("corpus")
-        if isinstance(corpus, TargetCorpus):
-            corpus.check_like(config["corpus"])
-        else:
-            corpus = TargetCorpus.from_config(config["corpus"])
+        handed_in = keras.utils.get_registered_object("corpus")
+        corpus = TargetCorpus.restored(config["corpus"], handed_in)
         for name in ("miner", "target_tower"):
             config[name] = keras.utils.deserialize_keras_object(config[name])
         return super().from_config(config | {"corpus": corpus})
@@ -171,14 +166,3 @@ class NegativeMiner(keras.layers.Layer):
         self.miner.encode_rows = self.encode_rows
         self._dim = dim
         self.built = True
-
-    def _encode_corpus(self):
-        size = self.corpus.size
-        batch = min(_ENCODE_BATCH, size)
-        encode = tf.function(self.encode_rows, autograph=False)
-        parts = []
-        for start in range(0, size, batch):
-            # The last block reaches back, so that all have one shape.
-            first = min(start, size - batch)
-            parts.append(encode(tf.range(first, first + batch)).numpy()[start - first :])
-        return np.concatenate(parts)

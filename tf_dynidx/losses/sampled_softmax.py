@@ -32,7 +32,7 @@ def sampled_softmax(logits, positives, log_expected, masked):
     return tf.reduce_logsumexp(corrected, axis=1) - positive
 
 
-def log_expected_counts(log_prob, draws, log_frequency, batch):
+def log_expected_counts(log_prob, draws, log_frequency, batch, given=None):
     """How often each candidate was to be expected among all candidates of the batch, in logs.
 
     log E_j = log(draws * sum_b p_b(j) + (batch - 1) * frequency(j)): mined draws of every query of
@@ -45,12 +45,15 @@ def log_expected_counts(log_prob, draws, log_frequency, batch):
         log_frequency: float32 [candidates], log probability that the positive of a training example
             is that candidate.
         batch: int32 scalar, queries in the batch.
+        given: int32 scalar, candidates that the batch brings itself, where that is not one for each
+            query; default: `batch`.
 
     Returns:
         float32 [candidates].
     """
     size = tf.cast(batch, tf.float32)
-    in_batch = tf.math.log(tf.maximum(size - 1.0, 1e-6)) + log_frequency
+    others = (size if given is None else tf.cast(given, tf.float32)) - 1.0
+    in_batch = tf.math.log(tf.maximum(others, 1e-6)) + log_frequency
     if draws == 0:
         return in_batch
     if log_prob.shape[0] == 1:  # one distribution for all queries

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_dynidx.index import DynamicIndex, checks, reencoder
+from tf_dynidx.index import DynamicIndex, reencoder
 from tf_dynidx.miners.miner import Miner, without_positives
 
 
@@ -37,11 +37,7 @@ class Tree(Miner):
             ValueError: an argument is not as described.
         """
         super().__init__(num_negatives, seed, name)
-        if refresh_every is not None:
-            refresh_every = checks.positive_int("refresh_every", refresh_every)
-        checks.one_of("kernel", kernel, reencoder.KERNELS)
-        checks.one_of("form", form, ("auto", *reencoder.FORMS))
-        checks.one_of("landmarks", landmarks, reencoder.LANDMARKS)
+        reencoder.check_options(kernel, form, landmarks, refresh_every)
         self.refresh_every = refresh_every
         self.kernel, self.form, self.landmarks = kernel, form, landmarks
         self.dtype = getattr(dtype, "name", dtype)  # a str, so that it can be written to a file

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tf_dynidx import files, losses
-from tf_dynidx.corpus import TargetCorpus
+from tf_dynidx.corpus import TargetCorpus, encode_all
 from tf_dynidx.index import checks
 from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.miners import Miner, Tree
@@ -23,7 +22,6 @@ from tf_dynidx.serving import export_retrieval
 from tf_dynidx.variables import named_variables, read, write
 
 _DIM = "dim"  # the dimension of encodings, in the file once a miner has state
-_ENCODE_BATCH = 4096  # targets encoded together where all of them are
 _LEARNED_BETA = 1.0, 100.0  # the range of an inverse temperature that is learned, as in CLIP
 _SIMILARITIES = ("dot", "cosine")
 _SHARINGS = ("batch", "none")
@@ -134,11 +132,7 @@ class DualEncoder(keras.Model):
                 "More negatives than targets: use at most as many as the corpus holds. "
                 f"Received: num_negatives={miner.num_negatives}, {corpus.size} targets"
             )
-        number = isinstance(temperature, (int, float, np.number))
-        if not number or not np.isfinite(temperature) or temperature <= 0:
-            raise ValueError(
-                f"temperature must be positive and finite. Received: temperature={temperature!r}"
-            )
+        self.temperature = checks.positive_float("temperature", temperature)
         if learn_temperature and not _LEARNED_BETA[0] <= 1.0 / temperature <= _LEARNED_BETA[1]:
             raise ValueError(
                 "A temperature that is learned starts within 0.01 to 1. "
@@ -153,7 +147,6 @@ class DualEncoder(keras.Model):
             )
         self.query_tower, self.target_tower = query_tower, target_tower
         self.corpus, self.miner = corpus, miner
-        self.temperature = float(temperature)
         self.learn_temperature = bool(learn_temperature)
         self.similarity, self.sharing = similarity, sharing
         self.relative_margin = _margin("relative_margin", relative_margin)
@@ -244,17 +237,7 @@ class DualEncoder(keras.Model):
         Returns:
             float32 NumPy array [targets, dim].
         """
-        size = self.corpus.size
-        batch = min(_ENCODE_BATCH, size)
-        parts = []
-        with tqdm(total=size, desc="encoding targets", unit="", disable=not progress) as bar:
-            for start in range(0, size, batch):
-                # The last block reaches back, so that all have one shape and nothing is retraced.
-                first = min(start, size - batch)
-                block = self._encode_block(tf.range(first, first + batch)).numpy()
-                parts.append(block[start - first :])
-                bar.update(len(parts[-1]))
-        return np.concatenate(parts)
+        return encode_all(self._encode_block, self.corpus.size, progress=progress)
 
     # Training.
 
@@ -508,10 +491,9 @@ class DualEncoder(keras.Model):
             query_tower, target_tower = saving.deserialized_towers(config)
             miner = keras.utils.deserialize_keras_object(config["miner"])
             corpus = keras.utils.get_registered_object("corpus")
-        if corpus is None:
-            corpus = TargetCorpus.from_config(config["corpus"])
-        elif isinstance(corpus, TargetCorpus):
-            corpus.check_like(config["corpus"])
+        # Anything else is refused by the constructor.
+        if corpus is None or isinstance(corpus, TargetCorpus):
+            corpus = TargetCorpus.restored(config["corpus"], corpus)
         towers = {"query_tower": query_tower, "target_tower": target_tower}
         return cls(**config | towers | {"corpus": corpus, "miner": miner})
 

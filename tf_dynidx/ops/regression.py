@@ -166,7 +166,11 @@ def _features(rows):
     return tf.concat([rows, tf.ones_like(rows[:, :1])], axis=1)
 
 
-def _rbf(rows, centres, width):
+def squared_distances(rows, centres):
+    """float32 [rows, centres]; rounding may make one slightly negative."""
     squares = tf.reduce_sum(rows**2, axis=1)[:, None] + tf.reduce_sum(centres**2, axis=1)
-    squares -= 2.0 * tf.matmul(rows, centres, transpose_b=True)
-    return tf.exp(-0.5 * tf.maximum(squares, 0.0) / width)
+    return squares - 2.0 * tf.matmul(rows, centres, transpose_b=True)
+
+
+def _rbf(rows, centres, width):
+    return tf.exp(-0.5 * tf.maximum(squared_distances(rows, centres), 0.0) / width)

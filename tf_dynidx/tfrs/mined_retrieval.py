@@ -6,14 +6,14 @@ from tensorflow.python.eager import record
 from tensorflow_recommenders import tasks
 
 from tf_dynidx import losses
-from tf_dynidx.corpus import TargetCorpus
+from tf_dynidx.corpus import TargetCorpus, encode_all
+from tf_dynidx.index import checks
 from tf_dynidx.keras_world import keras
 from tf_dynidx.miners import Miner, Tree
 from tf_dynidx.models.dual_encoder import tells_training_apart
 from tf_dynidx.models.frequencies import PositiveFrequencies
 from tf_dynidx.ops.membership import is_among
 
-_ENCODE_BATCH = 4096  # candidates encoded together where all of them are
 _LEFT_OUT = float(np.finfo(np.float32).min) / 100.0  # finite: a loss multiplies it by labels of 0
 
 
@@ -91,11 +91,8 @@ class MinedRetrieval(tasks.Retrieval):
             raise ValueError(
                 f"miner must be a miner from tf_dynidx.miners, such as Tree(). Received: {miner!r}"
             )
-        number = isinstance(temperature, int | float | np.number) and not isinstance(temperature, bool)
-        if temperature is not None and not (number and 0 < temperature < float("inf")):
-            raise ValueError(
-                f"temperature must be positive and finite. Received: temperature={temperature!r}"
-            )
+        if temperature is not None:
+            checks.positive_float("temperature", temperature)
         self.candidate_model, self.corpus, self.miner = candidate_model, corpus, miner
         self.frequencies = PositiveFrequencies(corpus.size)
 
@@ -103,7 +100,10 @@ class MinedRetrieval(tasks.Retrieval):
         """Lets the miner make its state: for `Tree`, encodes and indexes all targets. Returns self."""
         self.corpus.check_filled()
         if not self.miner.built:
-            self.miner.build(self.corpus, self.encode_rows, self._encode_corpus)
+            encode = tf.function(self.encode_rows, autograph=False)
+            self.miner.build(
+                self.corpus, self.encode_rows, lambda: encode_all(encode, self.corpus.size)
+            )
         return self
 
     def encode_rows(self, rows, training=False):
@@ -185,11 +185,9 @@ class MinedRetrieval(tasks.Retrieval):
         log_prob = self.miner.log_prob(tf.maximum(all_rows, 0), flat, beta, positives, drawn)
         log_prob = tf.where(all_rows < 0, -float("inf"), log_prob)
         log_frequency = self._log_frequency(rows, mined, candidate_sampling_probability)
-        # There are `num_given - 1` others in the batch, whatever the number of heads.
-        log_frequency += _log_others(num_given) - _log_others(tf.shape(flat)[0])
         log_expected = tf.stop_gradient(
             losses.log_expected_counts(
-                log_prob, self.miner.num_negatives, log_frequency, tf.shape(flat)[0]
+                log_prob, self.miner.num_negatives, log_frequency, tf.shape(flat)[0], num_given
             )
         )
 
@@ -267,17 +265,6 @@ class MinedRetrieval(tasks.Retrieval):
         rest = tf.where(found, tf.gather(stated, place), counted[tf.size(rows) :])
         return tf.concat([stated, rest], axis=0)
 
-    def _encode_corpus(self):
-        size = self.corpus.size
-        batch = min(_ENCODE_BATCH, size)
-        encode = tf.function(self.encode_rows, autograph=False)
-        parts = []
-        for start in range(0, size, batch):
-            # The last block reaches back, so that all have one shape.
-            first = min(start, size - batch)
-            parts.append(encode(tf.range(first, first + batch)).numpy()[start - first :])
-        return np.concatenate(parts)
-
     # Saving.
 
     def get_config(self):
@@ -303,11 +290,8 @@ class MinedRetrieval(tasks.Retrieval):
     def from_config(cls, config):
         """A task of the same arguments, without state; "corpus" among the custom objects is used."""
         config = dict(config)
-        corpus = keras.utils.get_registered_object("corpus")
-        if isinstance(corpus, TargetCorpus):
-            corpus.check_like(config["corpus"])
-        else:
-            corpus = TargetCorpus.from_config(config["corpus"])
+        handed_in = keras.utils.get_registered_object("corpus")
+        corpus = TargetCorpus.restored(config["corpus"], handed_in)
         deserialize = keras.utils.deserialize_keras_object
         for name in ("candidate_model", "miner", "loss"):
             config[name] = deserialize(config[name])
@@ -321,8 +305,3 @@ def _hardest(logits, labels, number):
     number = tf.minimum(number + 1, tf.shape(logits)[1])
     _, places = tf.math.top_k(tf.where(labels > 0, float("inf"), logits), number)
     return tf.gather(logits, places, batch_dims=1), tf.gather(labels, places, batch_dims=1)
-
-
-def _log_others(number):
-    """As in `losses.log_expected_counts`: of one candidate alone there are next to none."""
-    return tf.math.log(tf.maximum(tf.cast(number, tf.float32) - 1.0, 1e-6))

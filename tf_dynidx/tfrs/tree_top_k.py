@@ -49,14 +49,7 @@ class TreeTopK(factorized_top_k.TopK):
     ):
         # Queries are not to lose precision before they are scored.
         super().__init__(k=k, name=name, **{"autocast": False} | kwargs)
-        if query_model is not None and not callable(query_model):
-            raise ValueError(
-                f"query_model must be a Keras model or None. Received: query_model={query_model!r}"
-            )
-        self.query_model = query_model
-        self.tree = layers.TreeTopK(
-            k=k, capacity=capacity, budget=budget, row_dtype=row_dtype, seed=seed, name="tree"
-        )
+        self.tree = layers.TreeTopK(query_model, k, capacity, budget, row_dtype, seed, name="tree")
 
     def index(self, candidates, identifiers=None):
         """Takes in candidates, in place of those there were.
@@ -88,7 +81,7 @@ class TreeTopK(factorized_top_k.TopK):
         Raises:
             ValueError: `index` has not been called, or k is above the capacity.
         """
-        return _finite(*self.tree(self._encoded(queries), k=k))
+        return _finite(*self.tree(queries, k=k))
 
     def query_with_exclusions(self, queries, exclusions, k=None):
         """As a call, with some candidates left out for each query.
@@ -103,7 +96,7 @@ class TreeTopK(factorized_top_k.TopK):
         Raises:
             ValueError: as for a call, or exclusions are not as described.
         """
-        return _finite(*self.tree.query_with_exclusions(self._encoded(queries), exclusions, k=k))
+        return _finite(*self.tree.query_with_exclusions(queries, exclusions, k=k))
 
     def is_exact(self):
         """bool, whether a call finds the k best for certain: whether the budget covers the capacity."""
@@ -130,7 +123,7 @@ class TreeTopK(factorized_top_k.TopK):
         held = self.tree.dynamic_index
         if held is None:
             raise ValueError("There are no candidates to find: call index() first. Received: none")
-        if query_spec is None and self.query_model is not None:
+        if query_spec is None and self.tree.query_model is not None:
             raise ValueError(
                 "query_spec must say what the query model takes. Received: query_spec=None"
             )
@@ -151,7 +144,7 @@ class TreeTopK(factorized_top_k.TopK):
 
     def get_config(self):
         """The constructor's arguments; candidates are in checkpoints and SavedModels."""
-        query_model = self.query_model
+        query_model = self.tree.query_model
         if query_model is not None:
             query_model = keras.utils.serialize_keras_object(query_model)
         names = ("k", "capacity", "budget", "row_dtype", "seed")
@@ -167,9 +160,6 @@ class TreeTopK(factorized_top_k.TopK):
                 config["query_model"], custom_objects
             )
         return cls(**config)
-
-    def _encoded(self, queries):
-        return queries if self.query_model is None else self.query_model(queries)
 
 
 def _finite(scores, identifiers):

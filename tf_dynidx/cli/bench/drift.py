@@ -12,6 +12,7 @@ from tf_dynidx.cli import training
 from tf_dynidx.cli.bench import measure
 from tf_dynidx.cli.bench.measure import Row
 from tf_dynidx.cli.bench.tables import Tables
+from tf_dynidx.corpus import encode_all
 from tf_dynidx.index import DynamicIndex
 from tf_dynidx.keras_world import keras
 
@@ -253,8 +254,8 @@ def refresh_cost(settings):
         features = random_encodings.clustered(
             number, DIM, 1, settings.seed, progress=settings.progress
         ).targets
-        encode, encode_all = _random_encoder(features, settings.seed)
-        encodings = encode_all()
+        encode, encode_every = _random_encoder(features, settings.seed)
+        encodings = encode_every()
         sides = {}
         rng = np.random.default_rng([settings.seed, 10])
         for form in times:
@@ -268,9 +269,9 @@ def refresh_cost(settings):
             sides[f"refresh, {form}"] = lambda index=index, encode=encode: index.refresh(encode)
         anew = DynamicIndex(DIM, number, seed=settings.seed)
 
-        def rebuild(anew=anew, encode_all=encode_all):
+        def rebuild(anew=anew, encode_every=encode_every):
             anew.reset()
-            anew.build(encode_all())
+            anew.build(encode_every())
 
         sides["encode all and build"] = rebuild
         taken = measure.alternating(
@@ -298,8 +299,8 @@ def _random_encoder(features, seed):
         seed: int.
 
     Returns:
-        (encode, encode_all): functions from int32 [rows] to float32 [rows, DIM], and from nothing to a
-        NumPy array of all.
+        (encode, encode_every): functions from int32 [rows] to float32 [rows, DIM], and from nothing to
+        a NumPy array of all.
     """
     rng = np.random.default_rng([seed, 11])
     shapes = itertools.pairwise((DIM, WIDTH, DIM))
@@ -313,13 +314,4 @@ def _random_encoder(features, seed):
         hidden = tf.nn.relu(tf.gather(features, rows) @ first)
         return tf.math.l2_normalize(hidden @ last, axis=1)
 
-    def encode_all():
-        block = min(8192, number)
-        parts = []
-        for start in range(0, number, block):
-            # The last block reaches back, so that all have one shape.
-            begin = min(start, number - block)
-            parts.append(encode(tf.range(begin, begin + block)).numpy()[start - begin :])
-        return np.concatenate(parts)
-
-    return encode, encode_all
+    return encode, lambda: encode_all(encode, number, batch=8192)

@@ -6,7 +6,7 @@ import sys
 
 from tf_dynidx import files
 from tf_dynidx.cli import encodings
-from tf_dynidx.cli.data import DataError, read_pairs, read_targets
+from tf_dynidx.cli.data import DataError, all_or_none, given_files, read_pairs, read_targets
 
 PARTS = ("sampler", "search", "speed", "upkeep", "peers", "large")
 DEFAULT_PARTS = ("sampler", "search", "speed", "upkeep")
@@ -56,19 +56,14 @@ def read_inputs(settings):
     """
     if settings.report:
         files.check_writable_target(settings.report, "file")
-    data = {name: getattr(settings, name) for name in ("targets", "train", "test")}
-    given = [f"--{name}" for name, file in data.items() if file]
+    given = given_files(settings)
     real = [*given, "--encodings"] if settings.encodings else given
     if settings.encodings and given:
         raise DataError(
             "Real encodings come from a model trained on --targets, --train and --test, or from "
             f"--encodings, not both. Received: {' '.join(real)}. Leave one out."
         )
-    if given and len(given) < len(data):
-        raise DataError(
-            "A model is trained on --targets, --train and --test together. "
-            f"Received: {' '.join(given)} alone. Give all three, or none."
-        )
+    all_or_none(settings)
     if real and not set(settings.parts) & set(_ON_ENCODINGS):
         raise DataError(
             f"Real encodings are for the parts {' and '.join(_ON_ENCODINGS)}. Received: "
