@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -287,6 +289,49 @@ def test_refresh_refuses_what_are_no_encodings_and_changes_nothing(rows):
     np.testing.assert_array_equal(index.read(everything), rows)
     with pytest.raises(ValueError, match="empty"):
         DynamicIndex(DIM, SIZE).refresh(lambda which: rows[which])
+
+
+# An encoder that jumps
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_jump_is_noticed_at_once_and_made_up_for(rows, form):
+    index = make(rows, form=form, refresh_every=1000)
+    write = tf.function(index.write, autograph=False)
+    rng = np.random.default_rng(0)
+    often = np.arange(200, dtype=np.int32)
+    for table in moving(rows, 20, size=0.02):
+        write(often, table[often])
+        assert not index.due()
+    assert index.staleness()["jumps"] == 0
+    turned = table @ np.linalg.qr(rng.normal(size=[DIM, DIM]))[0].astype(np.float32)
+    write(often, turned[often])
+    assert index.due() and index.staleness()["jumps"] == 1
+    assert error(index, turned)[200:].mean() > 0.3
+    index.refresh(lambda ids: tf.gather(turned, ids))
+    # What moved the rows as a whole is undone by one refresh, though it came all at once.
+    assert error(index, turned).mean() < 0.02
+    write(often, turned[often])
+    assert not index.due() and index.staleness()["jumps"] == 1
+
+
+def test_few_rows_that_are_far_off_are_no_jump(rows):
+    index = make(rows, refresh_every=1000)
+    for _ in range(3):
+        index.write(np.arange(20), -rows[:20])
+        assert not index.due()
+        index.write(np.arange(20), rows[:20])
+    assert index.staleness()["jumps"] == 0
+
+
+def test_compiled_write_back_does_not_copy_the_rows(rows):
+    index = make(rows)
+    write = tf.function(index.write, jit_compile=True, autograph=False)
+    ids = tf.constant(np.arange(40, dtype=np.int32))
+    code = write.experimental_get_compiler_ir(ids, tf.constant(rows[:40]))(stage="optimized_hlo")
+    table = ",".join(map(str, index.tree.rows.shape))
+    assert f"f32[{table}]" in code
+    assert not re.search(rf"= f32\[{table}\]\S* copy\(", code)
 
 
 # Landmarks

@@ -16,7 +16,8 @@ def listed_ranks(queries, targets, positives, exclude):
     ranks = []
     for query, own, left_out in zip(queries, positives, exclude, strict=True):
         scores = targets @ query
-        listed = sorted(set(range(len(targets))) - set(left_out), key=lambda row: -scores[row])
+        ranked = [row for row in range(len(targets)) if row not in set(left_out)]
+        listed = sorted(ranked, key=lambda row: -scores[row])  # of equal scores, the earlier first
         ranks.append([1 + listed.index(row) for row in own])
     return ranks
 

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -479,6 +481,32 @@ def test_index_follows_training_without_another_full_encode():
     assert drift > 0.3
     assert left < 0.2 * drift
     assert int(model.miner.full_encodes) == 1
+
+
+def test_encoder_that_jumps_is_noticed_once_and_followed():
+    model = make(Tree(1), options={"seed": 1})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*jumped")
+        model.fit(batches(), epochs=4, verbose=0)
+    assert model.miner.index.staleness()["jumps"] == 0
+
+    def behind():
+        fresh = model.encode_corpus()
+        held = model.miner.index.read(tf.range(TARGETS)).numpy()
+        return np.mean(np.sum((held - fresh) ** 2, axis=1))
+
+    usual = behind()
+    other = functional_tower()
+    model.target_tower.set_weights(other.get_weights())
+    assert behind() > 0.3
+    with pytest.warns(UserWarning, match="jumped"):
+        model.fit(batches(), epochs=2, verbose=0)  # 24 steps
+    assert behind() < 2 * usual + 0.02
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*jumped")
+        model.target_tower.set_weights(functional_tower().get_weights())
+        model.fit(batches(), epochs=2, verbose=0)
+    assert model.miner.index.staleness()["jumps"] >= 2
 
 
 # Ways to train

@@ -301,8 +301,7 @@ class DynamicIndex(tf.Module):
         Returns:
             int, how many rows changed leaf.
         """
-        if self.reencoder.form == "lazy":
-            self._fold()
+        self._fold()
         rows = np.flatnonzero(self.tree.moved.numpy()[: self.capacity]).astype(np.int32)
         groups, moved = self._groups_of(rows), 0
         with _bar("repairing", len(rows), "row", progress) as bar:
@@ -474,8 +473,11 @@ class DynamicIndex(tf.Module):
         Returns:
             dict: `relative_error`, the mean of |predicted - encoded|^2 / |encoded|^2 over all rows, of
             which those written equally long ago count as equally far off; `largest_relative_error`, of
-            what was written back to any group of leaves; `refreshes` so far; `refresh_every`,
-            write-backs from one to the next, as it is now; `advice`, "none", or "reencode" where the
+            what was written back to any group of leaves; `jumps`, how often rows were far off (0.3)
+            that had been written within 16 write-backs, after one where they were not: the encoder is
+            then another, weights reloaded or a step gone wrong, and the landmarks are due at once;
+            `refreshes` so far; `refresh_every`, write-backs from one to the next, as it is now;
+            `advice`, "none", or "reencode" where the
             error is above 0.1: encode all rows again, `update` them and `repair`.
 
             With `beta` also `sampling_error`, the total variation between the softmax over the
@@ -491,6 +493,7 @@ class DynamicIndex(tf.Module):
         found = {
             "relative_error": float(overall),
             "largest_relative_error": float(known.max(initial=0.0)),
+            "jumps": int(self.reencoder.jumps),
             "refreshes": int(self.reencoder.refreshes),
             "refresh_every": float(self.reencoder.period),
             "advice": "reencode" if overall > _TOLERANCE else "none",

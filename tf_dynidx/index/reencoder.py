@@ -7,6 +7,7 @@ import tensorflow as tf
 from tf_dynidx.index import checks
 from tf_dynidx.index.tree import GROUP
 from tf_dynidx.ops import affine, draws, regression
+from tf_dynidx.ops.in_place import do_if, ids_after
 from tf_dynidx.ops.membership import is_among
 from tf_dynidx.ops.nodes import NEVER
 
@@ -22,6 +23,9 @@ _LONG_AGO = -(2**30)  # when rows that were never written were written
 _FIRST_PERIOD = 10.0  # write-backs before the first refresh, where the index chooses
 _SHORTEST, _LONGEST = 10.0, 500.0  # and between refreshes
 _MOVEMENT = 0.01  # squared relative movement that one refresh is to catch up with
+_JUMP = 0.3  # squared relative error of rows that were just written, from which the encoder jumped
+_JUST = 16  # write-backs that just written rows are behind, at most
+_WITNESSES = 32  # such rows that it takes to say so
 _AGES = 16  # classes of time since a row was written, each twice as long as the one before
 _SURVEYED = 16_384  # slots that are looked at to tell how old rows are
 _MEMORY = 0.5  # weight at a refresh of what was measured of the error before it
@@ -78,6 +82,10 @@ class Reencoder(tf.Module):
         self.by_age = state(tf.zeros([_AGES, 3]), "by_age")
         self.recent = state(tf.fill([min(_RECENT, max(1, tree.capacity))], NEVER), "recent")
         self.recent_end = state(0, "recent_end")
+        # Of the write-back before: the error of rows that had just been written. And how often that
+        # was large, after one where it was not.
+        self.lurch = state(0.0, "lurch")
+        self.jumps = state(0, "jumps")
         if form == "lazy":
             start = affine.identity(dim)
             self.matrix = state(start.matrix, "matrix")
@@ -121,7 +129,9 @@ class Reencoder(tf.Module):
         """
         finite = tf.reduce_all(tf.math.is_finite(fresh), axis=1)
         ids, fresh = tf.where(finite, ids, NEVER), tf.where(finite[:, None], fresh, 0.0)
-        self._observe(ids, fresh)
+        before, written = self.read(ids), self._written(ids)
+        self._observe(ids, before, fresh, written)
+        ids = ids_after(before, written, ids=ids)
         self.tree.write(ids, self.stored(fresh))
         self.stamp(ids)
 
@@ -137,32 +147,49 @@ class Reencoder(tf.Module):
         self.recent.scatter_nd_update(place[:, None], ids)
         self.recent_end.assign((self.recent_end + tf.shape(ids)[0]) % size)
 
-    def _observe(self, ids, fresh):
+    def _observe(self, ids, before, fresh, written):
         """Takes in how far rows had moved when they were encoded: an error, and an observation."""
         held = self.tree.contains(ids)
-        before = tf.where(held[:, None], self.read(ids), 0.0)
+        before = tf.where(held[:, None], before, 0.0)
         after = tf.where(held[:, None], tf.cast(fresh, tf.float32), 0.0)
         error = tf.reduce_sum((after - before) ** 2, axis=1)
         known = tf.cast(held, tf.float32)
         measured = tf.stack([error, tf.reduce_sum(after**2, axis=1), known], axis=1)
         groups = self.tree.slots_of(ids) // GROUP
         self.by_group.scatter_add(tf.IndexedSlices(measured, groups))
-        ages = tf.one_hot(self._ages(ids), _AGES)
+        ages = tf.one_hot(self._ages(written), _AGES)
         self.by_age.assign_add(tf.matmul(ages, measured, transpose_a=True))
+        just = tf.cast(self.clock + 1 - written <= _JUST, tf.float32)
+        self._notice_jump(*tf.unstack(tf.linalg.matvec(measured, just, transpose_a=True)))
         # The movement since the row was last known: a landmark's, over more steps, weighs more.
-        elapsed = self.clock + 1 - tf.maximum(self._written(ids), self.corrected)
+        elapsed = self.clock + 1 - tf.maximum(written, self.corrected)
         weights = known * tf.cast(elapsed, tf.float32)
         seen = regression.sums(before, after, weights)
         self.moment.assign_add(seen.moment)
         self.target.assign_add(seen.target)
 
+    def _notice_jump(self, error, size, number):
+        """Tells an encoder that jumps, such as one whose weights were reloaded, from one that trains.
+
+        What training does to an encoding within a few steps is little, also at the very start. Where
+        rows that were just written are far off again, all rows are, and the landmarks are due at once.
+        """
+        lurch = tf.where(number >= _WITNESSES, tf.math.divide_no_nan(error, size), 0.0)
+        begins = (lurch > _JUMP) & (self.lurch <= _JUMP)
+        self.jumps.assign_add(tf.cast(begins, tf.int32))
+        self.lurch.assign(lurch)
+        # All that rows are behind by now was this one movement: what came before does not tell of it.
+        self.corrected.assign(tf.where(begins, self.clock, self.corrected))
+        for variable in (self.moment, self.target):
+            variable.assign(tf.where(begins, tf.zeros_like(variable), variable))
+
     def _written(self, ids):
         known = (ids >= 0) & (ids < self.tree.capacity)
         return tf.gather(self.written, tf.where(known, ids, self.tree.capacity))
 
-    def _ages(self, ids):
-        """Write-backs since each row was written, as a power of 2: int32, below `_AGES`."""
-        age = tf.cast(tf.maximum(self.clock + 1 - self._written(ids), 1), tf.float32)
+    def _ages(self, written):
+        """Write-backs since rows were written, as a power of 2: int32, below `_AGES`."""
+        age = tf.cast(tf.maximum(self.clock + 1 - written, 1), tf.float32)
         exponent = tf.cast(tf.math.log(age) / math.log(2.0) + 1e-4, tf.int32)
         return tf.minimum(exponent, _AGES - 1)
 
@@ -176,7 +203,8 @@ class Reencoder(tf.Module):
 
     def due(self):
         """bool scalar, whether it is time to encode the landmarks again."""
-        return tf.cast(self.clock - self.corrected, tf.float32) >= self.period
+        elapsed = tf.cast(self.clock - self.corrected, tf.float32)
+        return (elapsed >= self.period) | (self.lurch > _JUMP)
 
     def correct(self, fresh):
         """Carries the movement of the landmarks over to every row, by the change regression.
@@ -245,7 +273,6 @@ class Reencoder(tf.Module):
             self._set_map(new)
             late = tf.where(behind[:, 0] < 1.0, ids, NEVER)
             self.tree.write(late, affine.backward(new, moved))
-            return True
 
         def start_again():
             # A map that can hardly be undone is of no use: the rows themselves are moved, once.
@@ -254,9 +281,10 @@ class Reencoder(tf.Module):
                     affine.forward(old, rows), matrix, self._share_behind(ids)[:, None]
                 )
             )
-            return False
 
-        tf.cond(affine.sound(new), follow, start_again)
+        sound = affine.sound(new)
+        do_if(sound, follow)
+        do_if(~sound, start_again)
 
     def _to_sphere(self, landmarks, matrix):
         """What brings the landmarks, once moved, back to norm 1 on the average; 1 if off the sphere."""
@@ -266,7 +294,10 @@ class Reencoder(tf.Module):
         return tf.where(self.on_sphere & (mean > 1e-6), 1.0 / tf.maximum(mean, 1e-6), 1.0)
 
     def fold(self):
-        """In the lazy form, lets every row store what it stands for; the map starts from nothing."""
+        """Lets every row store what it stands for; the map starts again from nothing."""
+        # A SavedModel traces this in either form.
+        if self.form == "full":
+            return
         old = self.map
         self._fold(lambda rows, ids: affine.forward(old, rows))
 
@@ -374,7 +405,9 @@ class Reencoder(tf.Module):
         stride = max(1, self.tree.num_slots // _SURVEYED)
         ids = self.tree.ids[: self.tree.num_slots : stride]
         held = tf.cast(ids != NEVER, tf.float32)
-        share = tf.linalg.matvec(tf.one_hot(self._ages(ids), _AGES), held, transpose_a=True)
+        share = tf.linalg.matvec(
+            tf.one_hot(self._ages(self._written(ids)), _AGES), held, transpose_a=True
+        )
         share = tf.where(number > 0, share, 0.0)
         error = tf.where(number > 0, squared / tf.maximum(size, 1e-12), 0.0)
         overall = tf.math.divide_no_nan(tf.reduce_sum(error * share), tf.reduce_sum(share))
@@ -386,7 +419,7 @@ class Reencoder(tf.Module):
         self.written.assign(tf.fill(self.written.shape, _LONG_AGO))
         for variable in (self.landmarks, self.recent):
             variable.assign(tf.fill(variable.shape, NEVER))
-        for variable in (self.moment, self.target, self.by_group, self.by_age):
+        for variable in (self.moment, self.target, self.by_group, self.by_age, self.lurch, self.jumps):
             variable.assign(tf.zeros_like(variable))
         self.corrected.assign(self.clock)
         self.on_sphere.assign(False)

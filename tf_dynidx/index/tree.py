@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 
 from tf_dynidx.ops import grouping, nodes, routing
+from tf_dynidx.ops.in_place import do_if
 from tf_dynidx.ops.nodes import NEVER, Level
 
 LEAF_SIZE = 32  # slots of a leaf: few enough that its mass is read well off its statistics
@@ -314,14 +315,14 @@ class Tree(tf.Module):
         empty = mine * region + inside
         free = (rank < region) & (tf.gather(counts, empty) == 0)
         halved = free & (fullest > CROWDED_GROUP)
-        _if_any(halved, lambda: self.halve(crowded, empty, halved))
+        do_if(tf.reduce_any(halved), lambda: self.halve(crowded, empty, halved))
 
         counts = self._leaf_counts()  # as halving has left them
         loosenable = tf.reduce_sum(counts, axis=1) <= CROWDED_GROUP
         largest = tf.where(loosenable, tf.reduce_max(counts, axis=1), 0)
         fullest, groups = tf.math.top_k(largest, number)
         loose = fullest >= CROWDED_LEAF
-        _if_any(loose, lambda: self.regroup(groups, loose))
+        do_if(tf.reduce_any(loose), lambda: self.regroup(groups, loose))
         changed = tf.concat([crowded, empty, groups], axis=0)
         return tf.where(tf.concat([halved, halved, loose], axis=0), changed, self.num_groups)
 
@@ -551,16 +552,6 @@ def _plan(capacity):
         widths = [top * FANOUT**below for below in range(len(widths), -1, -1)]
     widths = [widths[0] * FANOUT, *widths]
     return widths, next(level for level, width in enumerate(widths) if width <= dense)
-
-
-def _if_any(conditions, change):
-    """Makes a change to variables only if any of the conditions holds: it is dear, and seldom due."""
-
-    def changed():
-        change()
-        return True
-
-    tf.cond(tf.reduce_any(conditions), changed, lambda: False)
 
 
 def _scatter(variable, indices, values):

@@ -100,6 +100,9 @@ class Miner(tf.Module):
         """Numbers to log after a step: dict of name to float32 scalar. Default: none."""
         return {}
 
+    def look(self):
+        """Looks at the state between two steps, eagerly, now and then; may warn. Default: nothing."""
+
     def next_seed(self):
         """int32 [2], a seed not used before."""
         return tf.stack([tf.constant(self.seed, tf.int32), self._calls.assign_add(1)])

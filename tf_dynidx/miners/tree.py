@@ -1,9 +1,12 @@
 """Negatives drawn from the softmax over all targets, through a dynamic tree index."""
 
+import warnings
+
 import tensorflow as tf
 
 from tf_dynidx.index import DynamicIndex, reencoder
 from tf_dynidx.miners.miner import Miner, without_positives
+from tf_dynidx.ops.in_place import do_if
 
 
 class Tree(Miner):
@@ -42,6 +45,7 @@ class Tree(Miner):
         self.kernel, self.form, self.landmarks = kernel, form, landmarks
         self.dtype = getattr(dtype, "name", dtype)  # a str, so that it can be written to a file
         self.index = None
+        self._warned = False
 
     def build(self, corpus, encode_rows, encode_corpus):
         super().build(corpus, encode_rows, encode_corpus)
@@ -74,16 +78,28 @@ class Tree(Miner):
 
     def observe(self, rows, encodings):
         self.index.write(rows, encodings)
-        tf.cond(self.index.due(), self._refresh, lambda: tf.constant(False))
+        do_if(self.index.due(), self._refresh)
 
     def logs(self):
         return {"staleness": self.index.reencoder.relative_error()[0]}
+
+    def look(self):
+        """Warns, once, when the encoder has jumped."""
+        if self._warned or not self.index.reencoder.jumps.numpy():
+            return
+        self._warned = True
+        warnings.warn(
+            "The encoder has jumped: target encodings of the last steps are far from what they were. "
+            "Were weights loaded, or was a step far too large? The index refreshes at every step until "
+            "it has caught up; callbacks.IndexRefresh(full=True) encodes all targets again. "
+            f"Received: {self.index.staleness()}",
+            stacklevel=2,
+        )
 
     def _refresh(self):
         landmarks = tf.maximum(self.index.landmarks, 0)
         self.index.correct(self.encode_rows(landmarks))
         self.index.upkeep()
-        return tf.constant(True)
 
     def get_config(self):
         names = ("refresh_every", "kernel", "form", "landmarks", "dtype")

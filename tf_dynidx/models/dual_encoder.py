@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import math
 import os
 from typing import NamedTuple
@@ -17,10 +18,12 @@ from tf_dynidx.miners import Miner, Tree
 from tf_dynidx.models import saving
 from tf_dynidx.models.frequencies import PositiveFrequencies
 from tf_dynidx.models.gradient_cache import changing_state, encode_in_chunks
+from tf_dynidx.ops.in_place import ids_after
 from tf_dynidx.ops.membership import is_among
 from tf_dynidx.serving import export_retrieval
 from tf_dynidx.variables import named_variables, read, write
 
+_LOOK_EVERY = 16  # calls of the training function; looking waits for an accelerator to be done
 _DIM = "dim"  # the dimension of encodings, in the file once a miner has state
 _LEARNED_BETA = 1.0, 100.0  # the range of an inverse temperature that is learned, as in CLIP
 _SIMILARITIES = ("dot", "cosine")
@@ -34,11 +37,13 @@ class Candidates(NamedTuple):
         rows: int32 [candidates]; the first are the positives of the queries, in their order.
         encodings: float32 [candidates, dim], as encoded for the loss.
         valid: bool [queries], whether a query has a positive at all.
+        loss: float32 scalar, what came of them.
     """
 
     rows: tf.Tensor
     encodings: tf.Tensor
     valid: tf.Tensor
+    loss: tf.Tensor
 
 
 @keras.utils.register_keras_serializable("tf_dynidx")
@@ -260,13 +265,13 @@ class DualEncoder(keras.Model):
     def make_train_function(self, force=False):
         """As in Keras; the function prepares the miner before its first step, outside any graph."""
         super().make_train_function(force)
-        self.train_function = _after(self.prepare_miner, self.train_function)
+        self.train_function = _between(self.prepare_miner, self.miner.look, self.train_function)
         return self.train_function
 
     def make_test_function(self, force=False):
         """As in Keras: the loss of `evaluate` needs the miner too."""
         super().make_test_function(force)
-        self.test_function = _after(self.prepare_miner, self.test_function)
+        self.test_function = _between(self.prepare_miner, self.miner.look, self.test_function)
         return self.test_function
 
     def mined_loss(self, x, y, sample_weight=None, training=True):
@@ -350,7 +355,8 @@ class DualEncoder(keras.Model):
 
     def _take_in(self, candidates):
         """Ends a step: write-back, counts. Returns what the miner logs, as a dict."""
-        rows, encodings, valid = candidates
+        rows, encodings, valid, loss = candidates
+        rows = ids_after(loss, ids=rows)  # the miner's state is written once the loss has read it
         if tells_training_apart(self.target_tower):
             encodings = self._encode_candidates(rows, training=False)
         self.miner.observe(rows, tf.stop_gradient(encodings))
@@ -408,7 +414,7 @@ class DualEncoder(keras.Model):
         if sample_weight is not None:
             weights *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
         loss = tf.math.divide_no_nan(tf.reduce_sum(each * weights), tf.reduce_sum(weights))
-        return loss, Candidates(rows, encodings, valid)
+        return loss, Candidates(rows, encodings, valid, loss)
 
     def _one_positive(self, positives):
         """Picks one of each query's positives at random: int32 [queries]."""
@@ -628,14 +634,18 @@ class _Pending:
     dim = None  # of encodings
 
 
-def _after(prepare, function):
-    """The function, with something to be done before each call of it."""
+def _between(prepare, look, function):
+    """The function, with something to be done before each call of it, and now and then after one."""
     if hasattr(function, "prepares"):
         return function
+    calls = itertools.count(1)
 
     def prepared(*args, **kwargs):
         prepare()
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if next(calls) % _LOOK_EVERY == 0:
+            look()
+        return result
 
     prepared.prepares = True
     return prepared
