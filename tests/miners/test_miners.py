@@ -1,14 +1,16 @@
 """What every miner must do, whatever its method."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.stats import binom
 
-from tests.miners.worlds import BETA, DIM, MINERS, TARGETS, World, some_queries
+from tests.miners.worlds import BETA, DIM, MINERS, TARGETS, World, own_miner, some_queries
 from tests.reference import exact_softmax
+from tf_dynidx import miners
 from tf_dynidx.keras_world import keras
 from tf_dynidx.miners import (
     Exact,
@@ -374,8 +376,15 @@ def test_miner_is_not_more_than_its_state_before_it_is_built():
         assert miner.full_encodes == miner.rows_encoded == 0
 
 
-def test_list_of_miners_is_complete():
-    from tf_dynidx import miners
+def test_page_shows_the_own_miner_that_is_tested():
+    example = pathlib.Path(own_miner.__file__)
+    whole = example.read_text("utf-8")
+    shown = whole[whole.index("@tf.keras") : whole.index("\n\n\ndef main")]
+    page = (example.parents[1] / "docs" / "miners.md").read_text("utf-8")
+    assert f"\n\n\n{shown}\n```\n" in page
+    assert len(shown.splitlines()) < 35
 
+
+def test_list_of_miners_is_complete():
     tested = {type(make()).__name__ for make in MINERS.values()}
     assert {*miners.__all__} - {"Miner"} == tested - {"Recent"}
