@@ -34,6 +34,7 @@ def test_full_refresh_encodes_all_targets_with_the_encoder_as_it_is():
     assert np.abs(held(model) - before)[5:].max() > 0.01
     model.miner.index.check()
     assert int(model.miner.full_encodes) == 2
+    assert int(model.miner.rows_encoded) == 2 * TARGETS
 
 
 def test_refresh_in_mid_epoch_retraces_nothing():

@@ -28,9 +28,7 @@ class Indexed(Uniform):
     A step of it is traced in no time, unlike one of `Tree`.
     """
 
-    def build(self, corpus, encode_rows, encode_corpus):
-        super().build(corpus, encode_rows, encode_corpus)
-        self.full_encodes = tf.Variable(1, trainable=False)
+    def make_state(self, corpus, encode_corpus):
         self.index = DynamicIndex(DIM, corpus.size)
         self.index.build(encode_corpus())
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tf_dynidx.cli.main import main
+from tf_dynidx.cli.training import MINERS
 
 WORDS = ["red", "green", "blue", "small", "large", "round", "square", "soft", "hard", "warm"]
 METRICS = {
@@ -185,6 +186,16 @@ def test_help_answers_without_tensorflow():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--negatives" in done.stdout
+
+
+def test_every_miner_can_be_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    (choices,) = {*re.findall(r"--miner \{(.*?)\}", capsys.readouterr().out)}
+    assert choices.split(",") == [*MINERS]
+    for name, kind in MINERS.items():
+        assert kind(seed=3).seed == 3
+        assert name == "in-batch" or kind(num_negatives=5).num_negatives == 5
 
 
 def replaced(folder, tmp_path, name, text):

@@ -2,16 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.miners.test_miners import BETA, TARGETS, World, some_queries
+from tests.miners.worlds import BETA, TARGETS, World, some_queries
 from tests.reference import exact_softmax
 from tf_dynidx.miners import Tree
-
-
-def moved(world, amount, seed=3):
-    """Moves the table smoothly, as an encoder does: by a linear map, back to the sphere."""
-    map_ = np.random.default_rng(seed).normal(size=[world.table.shape[1]] * 2)
-    table = world.table.numpy() + amount * world.table.numpy() @ map_
-    world.table.assign(table / np.linalg.norm(table, axis=1, keepdims=True))
 
 
 def held(world):
@@ -30,7 +23,7 @@ def test_index_holds_all_encodings_from_the_start():
 def test_rows_that_a_step_encoded_are_written_back_and_no_others():
     world = World(Tree(refresh_every=10))
     before = held(world)
-    moved(world, 0.3)
+    world.move(0.3)
     rows = [5, 9, 5, 150]
     world.miner.observe(tf.constant(rows), tf.gather(world.table, rows))
     np.testing.assert_allclose(held(world)[rows], world.table.numpy()[rows], atol=1e-6)
@@ -44,7 +37,7 @@ def test_refresh_encodes_landmarks_and_carries_their_movement_over(refresh_every
     landmarks = world.miner.index.landmarks.numpy()
     others = np.setdiff1d(np.arange(TARGETS), landmarks)
     assert len(others) > TARGETS // 3
-    moved(world, 0.3)
+    world.move(0.3)
     before = error(world, others)
     for step in range(refresh_every):
         assert error(world, others) == pytest.approx(before), step
@@ -77,7 +70,7 @@ def test_negatives_follow_an_encoder_that_moves():
 
     fresh = distance().max()
     for step in range(6):
-        moved(world, 0.1, seed=step)
+        world.move(0.1, seed=step)
     stale = distance().min()
     for _ in range(4):
         world.miner.observe(tf.constant([0]), tf.gather(world.table, [0]))

@@ -10,7 +10,17 @@ from tests.models import small
 from tests.models.small import NAMES, TARGET_FEATURES, assert_same_state, batches, make, state
 from tf_dynidx import DualEncoder, TargetCorpus
 from tf_dynidx.keras_world import IS_KERAS_3, keras
-from tf_dynidx.miners import Exact, InBatch, Tree, Uniform
+from tf_dynidx.miners import (
+    Exact,
+    InBatch,
+    Mixed,
+    NegativeCache,
+    Popularity,
+    Stale,
+    Stochastic,
+    Tree,
+    Uniform,
+)
 
 
 def tree():
@@ -89,6 +99,30 @@ def test_keras_file_of_a_model_that_was_not_trained(tmp_path):
     loaded.fit(batches().take(2), verbose=0)
     model.fit(batches().take(2), verbose=0)
     assert_same_state(state(model), state(loaded))
+
+
+def test_mixture_of_miners_comes_back_and_goes_on_encoding(tmp_path):
+    miners = [
+        Stale(1, refresh_every=5),
+        NegativeCache(1, cache_size=60),
+        Stochastic(1, num_candidates=30),
+        Popularity(1),
+    ]
+    model = make(Mixed(miners), jit_compile=True)
+    model.fit(batches().take(7), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_same_state(state(model), state(loaded))
+    counts = loaded.miner.miners[3].counts.numpy()
+    np.testing.assert_array_equal(
+        counts, np.bincount(small.POSITIVES[: 7 * small.BATCH], minlength=240)
+    )
+    # At first and after five steps all; the cache, and one of it a step; the samples.
+    assert int(loaded.miner.rows_encoded) == 2 * 240 + 60 + 7 + 7 * 30
+    loaded.fit(batches().take(3), verbose=0)
+    assert int(loaded.miner.rows_encoded) == 3 * 240 + 60 + 10 + 10 * 30
+    assert int(loaded.miner.full_encodes) == 3
+    np.testing.assert_allclose(loaded.miner.miners[0].table, loaded.encode_corpus(), atol=1e-5)
 
 
 FEATURES = {
@@ -265,7 +299,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("miner", [tree(), Exact(3), Uniform(4, seed=2), InBatch(seed=3)])
+MINERS = [tree(), Exact(3), Uniform(4, seed=2), InBatch(seed=3), Mixed([Stale(2), Uniform(2)], [2, 1])]
+
+
+@pytest.mark.parametrize("miner", MINERS)
 def test_configuration_makes_the_same_model(miner):
     options = OPTIONS | ({"sharing": "batch"} if isinstance(miner, InBatch) else {})
     model = make(miner, options=options)
@@ -311,9 +348,9 @@ def test_weights_file_of_another_model_is_refused(tmp_path):
     model = make(Uniform())
     model.prepare_miner()
     model.save_weights(tmp_path / "model.weights.h5")
-    other = make(Exact())
+    other = make(Popularity())
     other.prepare_miner()
-    with pytest.raises(ValueError, match=r"without \['miner.full_encodes'\], and with \[\] besides"):
+    with pytest.raises(ValueError, match=r"without \['miner.counts'\], and with \[\] besides"):
         other.load_weights(tmp_path / "model.weights.h5")
 
 

@@ -5,7 +5,7 @@ import tensorflow_recommenders as tfrs
 
 from tf_dynidx import TargetCorpus
 from tf_dynidx.keras_world import keras
-from tf_dynidx.miners import InBatch, Miner, Tree, Uniform
+from tf_dynidx.miners import InBatch, Miner, Popularity, Tree, Uniform
 from tf_dynidx.tfrs import MinedRetrieval, TreeTopK
 
 SIZE, DIM, BATCH = 30, 4, 5
@@ -169,6 +169,15 @@ def test_training_writes_back_in_inference_mode_and_evaluation_does_not():
         np.testing.assert_array_equal(rows, np.concatenate([IDS, np.ravel(task.miner.rows)]))
         np.testing.assert_allclose(encodings, task.encode_rows(rows), atol=1e-6)
     assert task.frequencies.counts.numpy()[3] == 4
+
+
+def test_miner_is_told_the_positives_of_training():
+    task = make(Popularity(2))
+    given, ids = encoded(task), np.where(IDS == 7, -1, IDS)  # one is not in the corpus
+    task(QUERIES, given, candidate_ids=ids)
+    task(QUERIES, given, candidate_ids=ids, training=True)
+    expected = np.bincount([3, 9, 3, 20], minlength=SIZE)
+    np.testing.assert_array_equal(task.miner.counts, expected)
 
 
 def test_extra_negatives_work_with_ids_and_factorized_metrics():

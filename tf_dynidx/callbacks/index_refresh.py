@@ -43,9 +43,8 @@ class IndexRefresh(ScheduledOnIndex):
         rows = np.arange(len(encodings), dtype=np.int32)
         held = index.tree.contains(rows).numpy()  # rows may have been removed
         index.update(rows[held], encodings[held])
-        counter = self.model.miner.full_encodes
-        if hasattr(counter, "assign_add"):
-            counter.assign_add(1)
+        self.model.miner.full_encodes.assign_add(1)
+        self.model.miner.rows_encoded.assign_add(len(encodings))
 
     def get_config(self):
         return super().get_config() | {"full": self.full}

@@ -80,7 +80,7 @@ def _add_train(commands):
     )
     train.add_argument(
         "--miner",
-        choices=["tree", "in-batch", "uniform", "exact"],
+        choices=["tree", "in-batch", "uniform", "popularity", "stochastic", "stale", "cache", "exact"],
         default="tree",
         help="where negatives come from (default tree)",
     )

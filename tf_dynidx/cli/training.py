@@ -21,6 +21,10 @@ MINERS = {
     "tree": miners.Tree,
     "in-batch": miners.InBatch,
     "uniform": miners.Uniform,
+    "popularity": miners.Popularity,
+    "stochastic": miners.Stochastic,
+    "stale": miners.Stale,
+    "cache": miners.NegativeCache,
     "exact": miners.Exact,
 }
 _EPOCHS = 10  # where neither steps nor seconds are given

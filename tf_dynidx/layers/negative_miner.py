@@ -57,7 +57,6 @@ class NegativeMiner(keras.layers.Layer):
             raise ValueError(f"corpus must be a TargetCorpus. Received: {type(corpus).__name__}")
         self.miner, self.corpus, self.target_tower = miner, corpus, target_tower
         self.temperature = checks.positive_float("temperature", temperature)
-        self._dim = None
 
     def prepare(self):
         """Lets the miner make its state: for `Tree`, encodes and indexes all targets. Returns self."""
@@ -67,7 +66,6 @@ class NegativeMiner(keras.layers.Layer):
             self.miner.build(
                 self.corpus, self.encode_rows, lambda: encode_all(encode, self.corpus.size)
             )
-            self._dim = int(self.encode_rows(tf.range(1)).shape[1])
         self.built = True
         return self
 
@@ -135,7 +133,7 @@ class NegativeMiner(keras.layers.Layer):
 
     def get_build_config(self):
         """What the miner's variables are like, once it has any."""
-        return {_DIM: self._dim} if self.miner.built else None
+        return {_DIM: self.miner.dim} if self.miner.built else None
 
     def build_from_config(self, config):
         """Makes the miner's variables, to be filled from a file."""
@@ -146,7 +144,7 @@ class NegativeMiner(keras.layers.Layer):
         """Writes the state of the miner."""
         if self.miner.built:
             write(named_variables(self.miner), store)
-            store[_DIM] = np.array(self._dim, np.int32)
+            store[_DIM] = np.array(self.miner.dim, np.int32)
 
     def load_own_variables(self, store):
         """Reads what `save_own_variables` wrote; all targets are not encoded again.
@@ -162,7 +160,5 @@ class NegativeMiner(keras.layers.Layer):
         read(named_variables(self.miner), store, besides=[_DIM])
 
     def _make_state(self, dim):
-        self.miner.build(self.corpus, lambda rows: tf.zeros([len(rows), dim]), None)
-        self.miner.encode_rows = self.encode_rows
-        self._dim = dim
+        self.miner.build(self.corpus, self.encode_rows, None, dim)
         self.built = True

@@ -5,17 +5,23 @@ import tensorflow as tf
 from tf_dynidx.index import checks
 from tf_dynidx.ops.membership import is_among
 
+_BLOCK = 2048  # targets that a step encodes together
+
 
 class Miner(tf.Module):
     """Draws negatives for the queries of a batch, and says how likely each draw was.
 
     A training step calls, in this order, `mine`, `log_prob` and, after the gradients are applied,
-    `observe`. They run inside the step's `tf.function`, compiled by XLA or not: static shapes, no
-    strings. State is kept in `tf.Variable`s, made in `build`.
+    `observe_positives` and `observe`. They run inside the step's `tf.function`, compiled by XLA or not:
+    static shapes, no strings. State is kept in `tf.Variable`s, made in `make_state`.
 
     Attributes:
         num_negatives: int, draws a query.
-        full_encodes: how often all targets were encoded: int, or an int32 variable.
+        num_targets: int, targets of the corpus, once it is built.
+        dim: int, the dimension of the encodings, once it is built.
+        full_encodes: how often all targets were encoded at once: int32 variable, once it is built.
+        rows_encoded: how many target rows the miner has had encoded, repeats and full encodes
+            included: int64 variable, once it is built. What a step encodes for its loss is not counted.
     """
 
     def __init__(self, num_negatives, seed=0, name=None):
@@ -31,11 +37,12 @@ class Miner(tf.Module):
         super().__init__(name=name)
         self.num_negatives = checks.positive_int("num_negatives", num_negatives)
         self.seed = int(seed)
-        self.full_encodes = 0
+        self.full_encodes = self.rows_encoded = 0
         self.built = False
+        self._first_call = 0
 
-    def build(self, corpus, encode_rows, encode_corpus):
-        """Makes the state; called once, eagerly, before the first step.
+    def build(self, corpus, encode_rows, encode_corpus, dim=None):
+        """Makes the state; called once, eagerly, before the first step. Not to be overridden.
 
         Args:
             corpus: the `TargetCorpus`.
@@ -43,20 +50,50 @@ class Miner(tf.Module):
                 inference mode; may be called inside a step.
             encode_corpus: function without arguments that encodes all targets eagerly, showing
                 progress: float32 [targets, dim]. None: the state is made, to be filled from a file.
+            dim: int, the dimension of the encodings; default: that of a row that is encoded to see.
 
         Raises:
             ValueError: more negatives than targets.
         """
-        del encode_corpus
         if self.num_negatives > corpus.size:
             raise ValueError(
                 "More negatives than targets: use at most as many as the corpus holds. "
                 f"Received: num_negatives={self.num_negatives}, {corpus.size} targets"
             )
         self.num_targets = corpus.size
-        self.encode_rows = encode_rows
-        self._calls = tf.Variable(0, trainable=False, name="calls")
+        self.dim = int(encode_rows(tf.range(1)).shape[1] if dim is None else dim)
+        self._calls = tf.Variable(self._first_call, trainable=False, name="calls")
+        self.full_encodes = tf.Variable(0, trainable=False, name="full_encodes")
+        self.rows_encoded = tf.Variable(0, trainable=False, name="rows_encoded", dtype=tf.int64)
+        # A checkpoint that was restored before fills variables as they are made: then there is
+        # nothing to encode.
+        restored = int(self.rows_encoded) > 0
+
+        def encode_counted(rows):
+            self.rows_encoded.assign_add(tf.size(rows, out_type=tf.int64))
+            return encode_rows(rows)
+
+        def encode_corpus_counted():
+            self.full_encodes.assign_add(1)
+            self.rows_encoded.assign_add(self.num_targets)
+            return encode_corpus()
+
+        self.encode_rows = encode_counted
+        fill = encode_corpus is not None and not restored
+        self.make_state(corpus, encode_corpus_counted if fill else None)
         self.built = True
+
+    def make_state(self, corpus, encode_corpus):
+        """Makes the variables of a method: what `build` calls. Default: none.
+
+        `self.encode_rows`, `num_targets` and `dim` are set. What is encoded is counted.
+
+        Args:
+            corpus: the `TargetCorpus`.
+            encode_corpus: as for `build`. None: variables are made with any value, and nothing is
+                encoded.
+        """
+        del corpus, encode_corpus
 
     def mine(self, queries, beta, positives):
         """Draws negatives.
@@ -87,11 +124,21 @@ class Miner(tf.Module):
         """
         raise NotImplementedError
 
+    def observe_positives(self, rows, weights):
+        """Takes in the positives that the step has trained on. Default: nothing to do.
+
+        Args:
+            rows: int32 [queries].
+            weights: float32 [queries], 1, or 0 where a query has no positive and the row stands for
+                nothing.
+        """
+        del rows, weights
+
     def observe(self, rows, encodings):
         """Takes in encodings that the step has made anyway. Default: nothing to do.
 
         Args:
-            rows: int32 [rows], possibly with repeats.
+            rows: int32 [rows], possibly with repeats; -1 for what is no row of the corpus.
             encodings: float32 [rows, dim], encoded in inference mode.
         """
         del rows, encodings
@@ -102,6 +149,20 @@ class Miner(tf.Module):
 
     def look(self):
         """Looks at the state between two steps, eagerly, now and then; may warn. Default: nothing."""
+
+    def encode_all(self):
+        """Encodes all targets inside a step, some at a time: float32 [targets, dim]."""
+        self.full_encodes.assign_add(1)
+        blocks = -(-self.num_targets // _BLOCK)
+        block = -(-self.num_targets // blocks)
+        rows = tf.minimum(tf.range(blocks * block), self.num_targets - 1)
+        table = tf.map_fn(
+            self.encode_rows,
+            tf.reshape(rows, [blocks, block]),
+            fn_output_signature=tf.TensorSpec([block, self.dim], tf.float32),
+            parallel_iterations=1,
+        )
+        return tf.reshape(table, [blocks * block, self.dim])[: self.num_targets]
 
     def next_seed(self):
         """int32 [2], a seed not used before."""

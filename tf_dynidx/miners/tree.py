@@ -47,13 +47,9 @@ class Tree(Miner):
         self.index = None
         self._warned = False
 
-    def build(self, corpus, encode_rows, encode_corpus):
-        super().build(corpus, encode_rows, encode_corpus)
-        self.full_encodes = tf.Variable(0, trainable=False, name="full_encodes")
-        dim = encode_rows(tf.range(1)).shape[1]
-        # A checkpoint that was restored before fills these as they are assigned.
+    def make_state(self, corpus, encode_corpus):
         self.index = DynamicIndex(
-            dim,
+            self.dim,
             corpus.size,
             dtype=self.dtype,
             seed=self.seed,
@@ -62,9 +58,8 @@ class Tree(Miner):
             landmarks=self.landmarks,
             refresh_every=self.refresh_every,
         )
-        if encode_corpus is not None and not self.index.size:
+        if encode_corpus is not None:
             self.index.build(encode_corpus())
-            self.full_encodes.assign(1)
 
     def mine(self, queries, beta, positives):
         sample = self.index.draw(queries, beta, positives, self.next_seed(), self.num_negatives)

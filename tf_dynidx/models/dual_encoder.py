@@ -215,7 +215,6 @@ class DualEncoder(keras.Model):
 
     def _encoding(self, output):
         encoding = tf.cast(output, tf.float32)
-        self._pending.dim = encoding.shape[-1]
         return tf.math.l2_normalize(encoding, axis=-1) if self.similarity == "cosine" else encoding
 
     def _encode_candidates(self, rows, training):
@@ -359,8 +358,10 @@ class DualEncoder(keras.Model):
         rows = ids_after(loss, ids=rows)  # the miner's state is written once the loss has read it
         if tells_training_apart(self.target_tower):
             encodings = self._encode_candidates(rows, training=False)
+        positives = rows[: tf.size(valid)], tf.cast(valid, tf.float32)
+        self.frequencies.observe(*positives)
+        self.miner.observe_positives(*positives)
         self.miner.observe(rows, tf.stop_gradient(encodings))
-        self.frequencies.observe(rows[: tf.size(valid)], tf.cast(valid, tf.float32))
         self.step.assign_add(1)
         return dict(self.miner.logs())
 
@@ -510,7 +511,7 @@ class DualEncoder(keras.Model):
         """Writes what belongs to no layer: counts, random states, the state of the miner."""
         write(self._own_state(), store)
         if self.miner.built:
-            store[_DIM] = np.array(self._dim(), np.int32)
+            store[_DIM] = np.array(self.miner.dim, np.int32)
 
     def load_own_variables(self, store):
         """Reads what `save_own_variables` wrote; a miner without state gets it, without encoding.
@@ -522,7 +523,7 @@ class DualEncoder(keras.Model):
         """
         with_miner = _DIM in set(store.keys())
         if with_miner and not self.miner.built:
-            self._make_miner_state(int(np.asarray(store[_DIM])))
+            self.miner.build(self.corpus, self.encode_rows, None, int(np.asarray(store[_DIM])))
         read(self._own_state(with_miner), store, besides=[_DIM])
 
     def save_assets(self, folder):
@@ -554,22 +555,6 @@ class DualEncoder(keras.Model):
         for part, mine in parts.items():
             state |= {f"{part}.{name}": variable for name, variable in mine.items()}
         return state
-
-    def _dim(self):
-        """int, the dimension of the encodings."""
-        if self._pending.dim is None:
-            self.encode_rows(tf.range(1))
-        return self._pending.dim
-
-    def _make_miner_state(self, dim):
-        """Makes the variables of the miner, to be filled from a file."""
-
-        def encode_rows(rows):
-            return tf.zeros([tf.shape(rows)[0], dim])
-
-        self.miner.build(self.corpus, encode_rows, None)
-        self.miner.encode_rows = self.encode_rows
-        self._pending.dim = dim
 
     # Serving.
 
@@ -631,7 +616,6 @@ class _Pending:
     """What a model remembers between calls, out of Keras's sight, which would track tensors."""
 
     candidates = None  # of the last mined_loss, for after_step
-    dim = None  # of encodings
 
 
 def _between(prepare, look, function):

@@ -235,9 +235,10 @@ class MinedRetrieval(tasks.Retrieval):
         if tells_training_apart(self.candidate_model):
             fresh = self.encode_rows(tf.maximum(rows, 0))
             encodings = tf.where(rows[:, None] < 0, encodings, fresh)
+        positives = tf.maximum(positives, 0), tf.cast(positives >= 0, tf.float32)
+        self.frequencies.observe(*positives)
+        self.miner.observe_positives(*positives)
         self.miner.observe(rows, tf.stop_gradient(encodings))
-        known = tf.cast(positives >= 0, tf.float32)
-        self.frequencies.observe(tf.maximum(positives, 0), known)
 
     def _rows(self, candidate_ids):
         if candidate_ids.dtype == tf.string:
