@@ -10,8 +10,8 @@ What changes in the tutorial:
     -index = tfrs.layers.factorized_top_k.BruteForce(model.user_model)
     +index = tdx.tfrs.TreeTopK(model.user_model)
 
-and `corpus = tdx.TargetCorpus(titles, identifiers=titles)`. Under a minute on two cores; needs
-`pip install tensorflow-recommenders tf_keras`.
+and `corpus = tdx.TargetCorpus(titles, identifiers=titles)`. On generated ratings, under a minute on two
+cores; movielens.py says how to use MovieLens. Needs `pip install tensorflow-recommenders tf_keras`.
 """
 
 import os
@@ -19,25 +19,13 @@ import tempfile
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported
 
-import numpy as np
+import movielens
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 import tf_dynidx as tdx
 
-USERS, MOVIES, RATINGS, DIM = 500, 1000, 10_000, 32
-
-
-def generate(seed=0):
-    """(users, titles, ratings): who there is, what there is, and who watched what."""
-    rng = np.random.default_rng(seed)
-    users = np.array([str(user) for user in range(USERS)])
-    titles = np.array([f"Movie {movie}" for movie in range(MOVIES)])
-    # A user watches what is near on a circle of tastes.
-    taste = rng.random(USERS)
-    user = rng.integers(USERS, size=RATINGS)
-    movie = ((taste[user] + rng.normal(0, 0.01, RATINGS)) % 1.0 * MOVIES).astype(int)
-    return users, titles, {"user_id": users[user], "movie_title": titles[movie]}
+DIM = 32
 
 
 class MovielensModel(tfrs.Model):
@@ -64,11 +52,10 @@ def embedding(vocabulary):
 def main():
     """Trains, evaluates after each epoch, and serves."""
     tf.keras.utils.set_random_seed(0)
-    users, titles, ratings = generate()
-    ratings = tf.data.Dataset.from_tensor_slices(ratings).shuffle(RATINGS, 0, False)
-    train = ratings.take(RATINGS * 4 // 5).shuffle(RATINGS).batch(256, drop_remainder=True)
-    test = ratings.skip(RATINGS * 4 // 5).batch(256)
-    user_model, movie_model = embedding(users), embedding(titles)
+    data = movielens.load()
+    train, test = data.split()
+    titles = data.titles
+    user_model, movie_model = embedding(data.users), embedding(titles)
     movies = tf.data.Dataset.from_tensor_slices(titles).batch(128)
 
     # The index that metrics and answers come from; k can be as large as its capacity.
