@@ -9,7 +9,7 @@ import pytest
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.parametrize("name", ["train_in_batch.py", "train_mined.py"])
+@pytest.mark.parametrize("name", ["train_in_batch.py", "train_mined.py", "own_miner.py"])
 def test_example_runs(name):
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],

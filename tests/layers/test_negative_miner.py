@@ -8,7 +8,7 @@ from tf_dynidx import TargetCorpus
 from tf_dynidx.keras_world import keras
 from tf_dynidx.layers import NegativeMiner
 from tf_dynidx.losses import SampledSoftmax
-from tf_dynidx.miners import Exact, InBatch, Tree, Uniform
+from tf_dynidx.miners import Exact, InBatch, Popularity, Tree, Uniform
 
 TARGETS, WIDTH, DIM, NEGATIVES = 120, 5, 4, 8
 TEMPERATURE = 0.25
@@ -94,6 +94,13 @@ def test_observed_encodings_are_written_to_the_index():
     fresh = np.eye(DIM, dtype=np.float32)[:2]
     layer.observe([4, 90], fresh)
     np.testing.assert_allclose(layer.miner.index.read(np.array([4, 90], np.int32)), fresh, atol=1e-6)
+
+
+def test_miner_is_told_the_positives_that_are_handed_over():
+    layer = make(Popularity(2))
+    layer.observe([4], np.eye(DIM, dtype=np.float32)[:1])
+    layer.observe([4], np.eye(DIM, dtype=np.float32)[:1], positives=[7, -1, 7])
+    np.testing.assert_array_equal(layer.miner.counts, np.bincount([7, 7], minlength=TARGETS))
 
 
 def test_no_gradient_flows_through_the_draws():

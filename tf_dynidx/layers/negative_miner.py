@@ -101,13 +101,19 @@ class NegativeMiner(keras.layers.Layer):
         # Not every miner knows a positive when it draws one.
         return rows, tf.where(is_among(rows, positives), -float("inf"), log_prob)
 
-    def observe(self, rows, encodings):
+    def observe(self, rows, encodings, positives=None):
         """Hands encodings that a step has made anyway to the miner.
 
         Args:
             rows: int32 [rows], possibly with repeats.
             encodings: float [rows, dim], encoded in inference mode.
+            positives: int32 [batch], the positives that the step has trained on, -1 for none; default:
+                they are not told, and `Popularity` learns nothing from the step.
         """
+        if positives is not None:
+            positives = tf.cast(positives, tf.int32)
+            known = tf.cast(positives >= 0, tf.float32)
+            self.miner.observe_positives(tf.maximum(positives, 0), known)
         self.miner.observe(tf.cast(rows, tf.int32), tf.stop_gradient(tf.cast(encodings, tf.float32)))
 
     # Saving.

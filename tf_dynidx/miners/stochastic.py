@@ -62,16 +62,18 @@ class Stochastic(Miner):
         )
         scores = tf.matmul(queries, self.encode_rows(sample), transpose_b=True)
         possible = tf.where(is_among(sample[None], positives), -float("inf"), scores)
-        _, best = tf.math.top_k(possible, self.num_negatives)
-        return tf.gather(sample, best), (sample, scores, possible)
+        best = tf.math.top_k(possible, min(4 * self.num_negatives + 60, self.num_candidates))
+        mined = tf.gather(sample, best.indices[:, : self.num_negatives])
+        return mined, (sample, scores, best.values)
 
     def log_prob(self, rows, queries, beta, positives, drawn):
-        sample, scores, possible = drawn
+        sample, scores, best = drawn
         upto = draws.entries_up_to(sample[None], rows[None])[0]
         times = upto - draws.entries_up_to(sample[None], rows[None] - 1)[0]
         # How many of the sample score at least as high as the target, which is there itself.
         own = tf.gather(scores, tf.maximum(upto - 1, 0), axis=1)
-        at_least = draws.entries_up_to(tf.sort(-possible, axis=1), -own)
+        # What comes after the best ones is kept with a probability below e^-40.
+        at_least = draws.entries_up_to(-best, -own)
         beaten_by = tf.clip_by_value(2 * at_least - times, 0, 2 * self.num_candidates)
         log_prob = tf.gather(self._log_kept(), beaten_by)
         unknown = tf.cast(-np.log(self.num_targets), tf.float32)
