@@ -4,8 +4,11 @@ import argparse
 import os
 import sys
 
+from tf_dynidx.cli.arguments import positive_int, positive_number, seed
 from tf_dynidx.cli.bench import index as bench_index
 from tf_dynidx.cli.data import DataError
+from tf_dynidx.cli.settings import BUDGETS, MINERS, SHARINGS, Settings
+from tf_dynidx.cli.start import import_tensorflow
 
 _FEWEST_ROWS = 1000  # of a benchmark
 
@@ -47,7 +50,7 @@ def _add_demo(commands):
         "it five questions. Ctrl-C keeps what has been trained.",
     )
     demo.add_argument(
-        "--seconds", type=_positive_number, default=150.0, help="training time of each (default 150)"
+        "--seconds", type=positive_number, default=150.0, help="training time of each (default 150)"
     )
     demo.add_argument(
         "--output",
@@ -55,7 +58,7 @@ def _add_demo(commands):
         metavar="DIR",
         help="folder for plot, reports and export (default tf-dynidx-demo)",
     )
-    demo.add_argument("--seed", type=_seed, default=0, help="default 0")
+    demo.add_argument("--seed", type=seed, default=0, help="default 0")
     demo.set_defaults(run=_run_demo)
 
 
@@ -68,40 +71,55 @@ def _add_train(commands):
         'or TEST is {"query": str, "target": id} or {"query": str, "targets": [id, ...]}. Ctrl-C ends '
         "the training early; what has been trained is measured and written.",
     )
-    train.add_argument("--targets", required=True, metavar="FILE", help="all targets")
-    train.add_argument("--train", required=True, metavar="FILE", help="training pairs")
-    train.add_argument("--test", required=True, metavar="FILE", help="test pairs")
+    _add_training(train)
     train.add_argument(
+        "--miner", choices=list(MINERS), default="tree", help="where negatives come from (default tree)"
+    )
+    train.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
+    train.add_argument("--export", metavar="DIR", help="write a SavedModel here")
+    train.set_defaults(run=_run_train)
+
+
+def _add_training(command):
+    """The data, the model, the budget."""
+    command.add_argument("--targets", required=True, metavar="FILE", help="all targets")
+    command.add_argument("--train", required=True, metavar="FILE", help="training pairs")
+    command.add_argument("--test", required=True, metavar="FILE", help="test pairs")
+    command.add_argument(
         "--encoder",
         choices=["text", "id"],
         default="text",
         help="text: towers over hashed word pieces; id: an embedding for each query and each target, "
         "and a query's training positives are left out of its ranking (default text)",
     )
-    train.add_argument(
-        "--miner",
-        choices=["tree", "in-batch", "uniform", "exact"],
-        default="tree",
-        help="where negatives come from (default tree)",
-    )
-    budget = train.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=_positive_int, metavar="N", help="default: ten epochs")
+    budget = command.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=positive_int, metavar="N", help="default: ten epochs")
     budget.add_argument(
-        "--seconds", type=_positive_number, metavar="S", help="training time, evaluation apart"
+        "--seconds", type=positive_number, metavar="S", help="training time, evaluation apart"
     )
-    train.add_argument("--batch", type=_positive_int, default=512, help="queries a step (default 512)")
-    train.add_argument(
+    budget.add_argument(
+        "--encoder-calls",
+        type=positive_int,
+        metavar="N",
+        help="targets encoded in training, by the steps and by the miner, evaluation apart",
+    )
+    command.add_argument("--batch", type=positive_int, default=512, help="queries a step (default 512)")
+    command.add_argument(
         "--negatives",
-        type=_positive_int,
+        type=positive_int,
         default=2,
         help="mined negatives a query, shared by the batch (default 2)",
     )
-    train.add_argument("--dim", type=_positive_int, default=64, help="default 64")
-    train.add_argument("--temperature", type=_positive_number, default=0.05, help="default 0.05")
-    train.add_argument("--seed", type=_seed, default=0, help="default 0")
-    train.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
-    train.add_argument("--export", metavar="DIR", help="write a SavedModel here")
-    train.set_defaults(run=_run_train)
+    command.add_argument(
+        "--sharing",
+        choices=SHARINGS,
+        default="batch",
+        help="batch: a query sees the positives and negatives of all queries of its batch; none: its "
+        "own alone, which takes tens of negatives a query (default batch)",
+    )
+    command.add_argument("--dim", type=positive_int, default=64, help="default 64")
+    command.add_argument("--temperature", type=positive_number, default=0.05, help="default 0.05")
+    command.add_argument("--seed", type=seed, default=0, help="default 0")
 
 
 def _add_search(commands):
@@ -112,7 +130,7 @@ def _add_search(commands):
     )
     search.add_argument("export", metavar="DIR", help="folder of the export")
     search.add_argument("query", nargs="+", help="one query or more, each in quotes")
-    search.add_argument("-k", type=_positive_int, default=10, help="results a query (default 10)")
+    search.add_argument("-k", type=positive_int, default=10, help="results a query (default 10)")
     search.set_defaults(run=_run_search)
 
 
@@ -141,7 +159,7 @@ def _add_bench(commands):
     )
     _add_data_files(index)
     index.add_argument(
-        "--steps", type=_positive_int, default=1000, help="in-batch training steps (default 1000)"
+        "--steps", type=positive_int, default=1000, help="in-batch training steps (default 1000)"
     )
     index.add_argument(
         "--encodings",
@@ -173,9 +191,7 @@ def _add_bench(commands):
         "ends it early; what has been measured is printed and written.",
     )
     _add_data_files(drift)
-    drift.add_argument(
-        "--steps", type=_positive_int, default=1000, help="training steps (default 1000)"
-    )
+    drift.add_argument("--steps", type=positive_int, default=1000, help="training steps (default 1000)")
     drift.add_argument(
         "--max-rows",
         type=_enough_rows,
@@ -195,7 +211,7 @@ def _add_data_files(bench):
 
 
 def _add_seed_and_report(bench):
-    bench.add_argument("--seed", type=_seed, default=0, help="default 0")
+    bench.add_argument("--seed", type=seed, default=0, help="default 0")
     bench.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
 
 
@@ -203,22 +219,8 @@ def _add_seed_and_report(bench):
 # a bad argument answer at once.
 
 
-def _import_tensorflow():
-    """Imports TensorFlow without the lines that it writes before its own log level takes effect."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    silent = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(silent, 2)
-        import tensorflow  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(silent)
-
-
 def _run_demo(options) -> int:
-    _import_tensorflow()
+    import_tensorflow()
     from tf_dynidx.cli.demo import demo
 
     return demo(options.output, options.seconds, options.seed)
@@ -226,26 +228,19 @@ def _run_demo(options) -> int:
 
 def _run_train(options) -> int:
     from tf_dynidx import files
-    from tf_dynidx.cli.data import read_pairs, read_targets
 
     # What would be refused in the end is refused before any work.
     if options.report:
         files.check_writable_target(options.report, "file")
     if options.export:
         files.check_writable_target(options.export, "directory")
-    targets = read_targets(options.targets)
-    pairs, test = read_pairs(options.train, targets), read_pairs(options.test, targets)
-    if options.miner != "in-batch" and options.negatives > len(targets.identifiers):
-        raise DataError(
-            f"{options.targets}: fewer targets than negatives. Received: "
-            f"{len(targets.identifiers)} targets, --negatives {options.negatives}. Ask for fewer."
-        )
+    targets, pairs, test = _read_data(options)
+    settings = _settings(options, miner=options.miner)
+    settings.check(len(targets.identifiers))
 
-    _import_tensorflow()
-    from tf_dynidx.cli.training import Settings, train
+    import_tensorflow()
+    from tf_dynidx.cli.training import train
 
-    names = ("encoder", "miner", "steps", "seconds", "batch", "negatives", "dim", "temperature", "seed")
-    settings = Settings(**{name: getattr(options, name) for name in names})
     trained = train(targets, pairs, test, settings)
     report = trained.report
     if trained.interrupted:
@@ -262,8 +257,22 @@ def _run_train(options) -> int:
     return 0
 
 
+def _read_data(options):
+    """The files of `_add_training`: targets, training pairs, test pairs."""
+    from tf_dynidx.cli.data import read_pairs, read_targets
+
+    targets = read_targets(options.targets)
+    return targets, read_pairs(options.train, targets), read_pairs(options.test, targets)
+
+
+def _settings(options, **more):
+    """The `Settings` that `_add_training` asked for."""
+    names = ("encoder", *BUDGETS, "batch", "negatives", "sharing", "dim", "temperature", "seed")
+    return Settings(**{name: getattr(options, name) for name in names}, **more)
+
+
 def _run_search(options) -> int:
-    _import_tensorflow()
+    import_tensorflow()
     from tf_dynidx.cli.search import print_results, search
 
     print_results(options.query, search(options.export, options.query, options.k))
@@ -274,7 +283,7 @@ def _run_bench_index(options) -> int:
     names = ("parts", "targets", "train", "test", "encodings", "steps", "max_rows", "rows", "seed")
     settings = bench_index.Settings(**{name: getattr(options, name) for name in (*names, "report")})
     inputs = bench_index.read_inputs(settings)
-    _import_tensorflow()
+    import_tensorflow()
     return bench_index.bench_index(settings, inputs)
 
 
@@ -288,7 +297,7 @@ def _run_bench_drift(options) -> int:
     if all_or_none(options):
         targets = read_targets(options.targets)
         data = targets, read_pairs(options.train, targets), read_pairs(options.test, targets)
-    _import_tensorflow()
+    import_tensorflow()
     from tf_dynidx.cli.bench import drift
 
     names = ("steps", "max_rows", "seed", "report")
@@ -307,43 +316,11 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def _enough_rows(text: str) -> int:
-    value = _positive_int(text)
+    value = positive_int(text)
     if not _FEWEST_ROWS <= value <= 2**30:
         raise argparse.ArgumentTypeError(
             f"must be a whole number from {_FEWEST_ROWS} to {2**30}. Received: {text}"
         )
-    return value
-
-
-def _positive_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1. Received: {text}")
-    return value
-
-
-def _seed(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number from 0 to {2**31 - 1}. Received: {text}"
-        )
-    return value
-
-
-def _positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive and finite. Received: {text}")
     return value
 
 
