@@ -1,4 +1,4 @@
-"""The command `tf-dynidx`: train, search, demo, bench."""
+"""The command `tf-dynidx`: train, compare, search, demo, bench."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ import sys
 
 from tf_dynidx.cli.arguments import positive_int, positive_number, seed
 from tf_dynidx.cli.bench import index as bench_index
+from tf_dynidx.cli.compare import methods
 from tf_dynidx.cli.data import DataError
 from tf_dynidx.cli.settings import BUDGETS, MINERS, SHARINGS, Settings
 from tf_dynidx.cli.start import import_tensorflow
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
+    _add_compare(commands)
     _add_search(commands)
     _add_bench(commands)
     return parser
@@ -81,7 +83,7 @@ def _add_train(commands):
 
 
 def _add_training(command):
-    """The data, the model, the budget."""
+    """What `train` and `compare` have in common: the data, the model, the budget."""
     command.add_argument("--targets", required=True, metavar="FILE", help="all targets")
     command.add_argument("--train", required=True, metavar="FILE", help="training pairs")
     command.add_argument("--test", required=True, metavar="FILE", help="test pairs")
@@ -120,6 +122,37 @@ def _add_training(command):
     command.add_argument("--dim", type=positive_int, default=64, help="default 64")
     command.add_argument("--temperature", type=positive_number, default=0.05, help="default 0.05")
     command.add_argument("--seed", type=seed, default=0, help="default 0")
+
+
+def _add_compare(commands):
+    compare = commands.add_parser(
+        "compare",
+        help="train with several miners on your own pairs, and compare them",
+        description="Trains a model with each of several miners on the same data, with the same "
+        "encoder, seeds and budget, each in a process of its own, and compares what comes out: a "
+        "table, a plot and a page. Files as for `tf-dynidx train`. Stopped, it goes on where it was "
+        "when the same command is run again.",
+    )
+    _add_training(compare)
+    compare.add_argument(
+        "--miners",
+        type=methods.read,
+        required=True,
+        metavar="MINER,...",
+        help=f"of {', '.join(MINERS)}; settings of one miner's own follow its name, as in "
+        "in-batch:batch=1024:learning_rate=0.01 "
+        f"({', '.join(methods.OWN)})",
+    )
+    compare.add_argument(
+        "--seeds", type=positive_int, default=3, metavar="N", help="from --seed up (default 3)"
+    )
+    compare.add_argument(
+        "--output",
+        default="comparison",
+        metavar="DIR",
+        help="folder for the figures, the plot and the page (default comparison)",
+    )
+    compare.set_defaults(run=_run_compare)
 
 
 def _add_search(commands):
@@ -255,6 +288,28 @@ def _run_train(options) -> int:
         trained.export(options.export)
         print(f'export: {options.export}   ask it: tf-dynidx search {options.export} "a query"')
     return 0
+
+
+def _run_compare(options) -> int:
+    from tf_dynidx.cli.compare.comparison import compare
+    from tf_dynidx.cli.compare.plan import Plan
+
+    paths = {name: getattr(options, name) for name in ("targets", "train", "test")}
+    for name, path in paths.items():
+        # Each run reads the data; a pipe can be read once.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise DataError(
+                f"--{name}: every run reads the data again, so that they must be in a file. "
+                f"Received: {path!r}, which is none. Write them to a file first."
+            )
+    plan = Plan.of(
+        paths,
+        _read_data(options),
+        options.miners,
+        _settings(options),
+        range(options.seed, options.seed + options.seeds),
+    )
+    return compare(plan, options.output)
 
 
 def _read_data(options):
