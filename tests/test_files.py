@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_dynidx.files import OutputError, check_writable_target, new_directory, write_json
+from tf_dynidx.files import (
+    OutputError,
+    check_writable_target,
+    new_directory,
+    write_bytes,
+    write_json,
+)
 
 
 def contents(folder):
@@ -23,6 +29,24 @@ def full_disk(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
+
+
+# write_bytes
+
+
+def test_bytes_replace_an_earlier_file(tmp_path):
+    path = tmp_path / "runs" / "plot.png"
+    write_bytes(path, b"\x89PNG\r\n\x00")
+    write_bytes(path, b"\n\xff")
+    assert path.read_bytes() == b"\n\xff" and contents(path.parent) == ["plot.png"]
+
+
+def test_bytes_that_cannot_be_moved_leave_the_earlier_file(tmp_path, full_disk):
+    path = tmp_path / "plot.png"
+    path.write_bytes(b"\n\xff")
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(path, b"other")
+    assert path.read_bytes() == b"\n\xff" and contents(tmp_path) == ["plot.png"]
 
 
 # write_json

@@ -83,17 +83,28 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
             f"{os.fspath(path)!r}. Leave the key out, or write null."
         )
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
 
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file, replacing an earlier one in one step.
+
+    Folders above the path are made. A device or pipe, such as ``/dev/stdout``, is written to as it is.
+
+    Args:
+        path: Where the file is to be.
+        content: All of it.
+    """
     if _is_special(path):
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_bytes(content)
         return
     # Through links: the file that a link names is replaced, not the link.
     final = Path(os.path.realpath(path))
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(final)
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, final)

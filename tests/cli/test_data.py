@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_dynidx.cli.data import DataError, Targets, read_pairs, read_targets
+from tf_dynidx.cli.data import DataError, Pairs, Targets, digest, read_pairs, read_targets
 
 
 @pytest.fixture
@@ -327,3 +327,32 @@ def test_long_lines_are_cut_in_messages(write):
     with pytest.raises(DataError) as caught:
         read_targets(path)
     assert len(str(caught.value)) < len(str(path)) + 250
+
+
+# Telling data apart.
+
+
+def test_same_lines_have_the_same_digest_in_whatever_file(tmp_path):
+    lines = b'{"id": "a", "text": "one"}\n{"id": "b", "text": ""}\n'
+    (tmp_path / "plain").write_bytes(lines)
+    (tmp_path / "zipped").write_bytes(gzip.compress(lines.replace(b'"text"', b'"more": 1, "text"')))
+    targets = [read_targets(tmp_path / name) for name in ("plain", "zipped")]
+    assert digest(targets[0]) == digest(targets[1])
+    assert len(digest(targets[0])) == 16
+
+
+def test_other_data_have_other_digests():
+    def pairs(queries, positives):
+        return Pairs(queries, [np.array(rows, np.int32) for rows in positives])
+
+    different = [
+        Targets(["a", "b"], ["x", "y"]),
+        Targets(["b", "a"], ["x", "y"]),
+        Targets(["a", "b"], ["y", "x"]),
+        Targets(["ab", ""], ["x", "y"]),
+        pairs(["q", "r"], [[0], [1, 2]]),
+        pairs(["q", "r"], [[0, 1], [2]]),
+        pairs(["q", "r"], [[0], [2, 1]]),
+        pairs(["qr", ""], [[0], [1, 2]]),
+    ]
+    assert len({digest(data) for data in different}) == len(different)

@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 
+from tf_dynidx import miners
 from tf_dynidx.cli.main import main
-from tf_dynidx.cli.training import MINERS
+from tf_dynidx.cli.settings import MINERS
 
 WORDS = ["red", "green", "blue", "small", "large", "round", "square", "soft", "hard", "warm"]
 METRICS = {
@@ -77,11 +78,16 @@ def test_trains_reports_exports_and_answers(data, tmp_path, capsys):
         "metrics",
         "history",
         "full_encodes",
+        "encoder_calls",
+        "memory",
     }
     assert report["miner"] == "tree"
     assert report["steps"] == 60
     assert report["num_targets"] == 90
     assert report["full_encodes"] == 1
+    # A positive and two negatives a query; and each target once, for the index.
+    assert report["encoder_calls"] >= 60 * 32 * 3 + 90
+    assert report["memory"]["process_peak"] > report["memory"]["miner"] > 90 * 16 * 4
     assert 0 < report["seconds_mining"] <= report["seconds"]
     assert set(report["metrics"]) == METRICS
     # Ninety targets: ten picked at random would hold the right one for 11 % of the queries.
@@ -89,6 +95,9 @@ def test_trains_reports_exports_and_answers(data, tmp_path, capsys):
     steps = [point["step"] for point in report["history"]]
     assert steps == sorted(steps) and steps[-1] == 60
     assert all(set(point["metrics"]) == METRICS for point in report["history"])
+    assert all(
+        set(point) == {"step", "seconds", "encoder_calls", "metrics"} for point in report["history"]
+    )
     assert report["history"][-1]["metrics"] == report["metrics"]
 
     capsys.readouterr()
@@ -194,6 +203,7 @@ def test_every_miner_can_be_asked_for(capsys):
     (choices,) = {*re.findall(r"--miner \{(.*?)\}", capsys.readouterr().out)}
     assert choices.split(",") == [*MINERS]
     for name, kind in MINERS.items():
+        kind = getattr(miners, kind)
         assert kind(seed=3).seed == 3
         assert name == "in-batch" or kind(num_negatives=5).num_negatives == 5
 
@@ -240,6 +250,11 @@ def test_more_negatives_than_targets_is_refused(data, capsys):
     assert "fewer targets than negatives" in complaint and "91" in complaint
 
 
+def test_own_negatives_without_negatives_are_refused(data, capsys):
+    assert main(arguments(data, "--miner", "in-batch", "--sharing", "none")) == 1
+    assert "Received: sharing=none for in-batch" in capsys.readouterr().err
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_training(data, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(arguments(data, "--report", str(tmp_path / "file" / "report.json"))) == 1
@@ -255,6 +270,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(data, tmp_pat
         ["--temperature", "nan"],
         ["--seed", "-1"],
         ["--steps", "5", "--seconds", "5"],
+        ["--steps", "5", "--encoder-calls", "5"],
+        ["--sharing", "some"],
         ["--miner", "magic"],
     ],
 )

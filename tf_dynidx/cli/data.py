@@ -11,6 +11,7 @@ later has to doubt its input: every identifier that is read is a string, unique,
 import difflib
 import functools
 import gzip
+import hashlib
 import json
 import os
 import zlib
@@ -157,6 +158,26 @@ def read_pairs(path: str | os.PathLike, targets: Targets) -> Pairs:
             'Write one {"query": ..., "target": ...} a line.',
         )
     return Pairs(queries, positives)
+
+
+def digest(data: Targets | Pairs) -> str:
+    """What tells data from other data: 16 hexadecimal digits of a SHA-256 of all that was read.
+
+    The same for the same lines, whatever file they are in, gzipped or not.
+    """
+    sha = hashlib.sha256()
+    if isinstance(data, Targets):
+        columns = data.identifiers, data.texts
+    else:
+        columns = (data.queries,)
+        lengths = np.array([len(rows) for rows in data.positives], np.int64)
+        sha.update(lengths.tobytes() + np.concatenate(data.positives).tobytes())
+    for column in columns:
+        for text in column:
+            raw = text.encode()
+            # With its length in front, no text can be taken for two.
+            sha.update(b"%d " % len(raw) + raw)
+    return sha.hexdigest()[:16]
 
 
 def _positives(record: dict[str, Any], path: str | os.PathLike, line: int) -> list[str]:

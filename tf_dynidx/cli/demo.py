@@ -7,6 +7,7 @@ from pathlib import Path
 from tf_dynidx import files
 from tf_dynidx.cli.docstrings import load_docstring_corpus
 from tf_dynidx.cli.search import print_results, search
+from tf_dynidx.cli.tables import aligned
 from tf_dynidx.cli.training import Settings, train
 
 _QUESTIONS = [
@@ -85,9 +86,7 @@ def _print_table(runs):
                 str(report["full_encodes"]),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print(aligned(rows, [True] * len(rows[0])))
 
 
 def _plot(runs, path):

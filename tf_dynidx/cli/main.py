@@ -1,11 +1,15 @@
-"""The command `tf-dynidx`: train, search, demo, bench."""
+"""The command `tf-dynidx`: train, compare, search, demo, bench."""
 
 import argparse
 import os
 import sys
 
+from tf_dynidx.cli.arguments import positive_int, positive_number, seed
 from tf_dynidx.cli.bench import index as bench_index
+from tf_dynidx.cli.compare import methods
 from tf_dynidx.cli.data import DataError
+from tf_dynidx.cli.settings import BUDGETS, MINERS, SHARINGS, Settings
+from tf_dynidx.cli.start import import_tensorflow
 
 _FEWEST_ROWS = 1000  # of a benchmark
 
@@ -33,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
+    _add_compare(commands)
     _add_search(commands)
     _add_bench(commands)
     return parser
@@ -47,7 +52,7 @@ def _add_demo(commands):
         "it five questions. Ctrl-C keeps what has been trained.",
     )
     demo.add_argument(
-        "--seconds", type=_positive_number, default=150.0, help="training time of each (default 150)"
+        "--seconds", type=positive_number, default=150.0, help="training time of each (default 150)"
     )
     demo.add_argument(
         "--output",
@@ -55,7 +60,7 @@ def _add_demo(commands):
         metavar="DIR",
         help="folder for plot, reports and export (default tf-dynidx-demo)",
     )
-    demo.add_argument("--seed", type=_seed, default=0, help="default 0")
+    demo.add_argument("--seed", type=seed, default=0, help="default 0")
     demo.set_defaults(run=_run_demo)
 
 
@@ -68,40 +73,88 @@ def _add_train(commands):
         'or TEST is {"query": str, "target": id} or {"query": str, "targets": [id, ...]}. Ctrl-C ends '
         "the training early; what has been trained is measured and written.",
     )
-    train.add_argument("--targets", required=True, metavar="FILE", help="all targets")
-    train.add_argument("--train", required=True, metavar="FILE", help="training pairs")
-    train.add_argument("--test", required=True, metavar="FILE", help="test pairs")
+    _add_training(train)
     train.add_argument(
+        "--miner", choices=list(MINERS), default="tree", help="where negatives come from (default tree)"
+    )
+    train.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
+    train.add_argument("--export", metavar="DIR", help="write a SavedModel here")
+    train.set_defaults(run=_run_train)
+
+
+def _add_training(command):
+    """What `train` and `compare` have in common: the data, the model, the budget."""
+    command.add_argument("--targets", required=True, metavar="FILE", help="all targets")
+    command.add_argument("--train", required=True, metavar="FILE", help="training pairs")
+    command.add_argument("--test", required=True, metavar="FILE", help="test pairs")
+    command.add_argument(
         "--encoder",
         choices=["text", "id"],
         default="text",
         help="text: towers over hashed word pieces; id: an embedding for each query and each target, "
         "and a query's training positives are left out of its ranking (default text)",
     )
-    train.add_argument(
-        "--miner",
-        choices=["tree", "in-batch", "uniform", "popularity", "stochastic", "stale", "cache", "exact"],
-        default="tree",
-        help="where negatives come from (default tree)",
-    )
-    budget = train.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=_positive_int, metavar="N", help="default: ten epochs")
+    budget = command.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=positive_int, metavar="N", help="default: ten epochs")
     budget.add_argument(
-        "--seconds", type=_positive_number, metavar="S", help="training time, evaluation apart"
+        "--seconds", type=positive_number, metavar="S", help="training time, evaluation apart"
     )
-    train.add_argument("--batch", type=_positive_int, default=512, help="queries a step (default 512)")
-    train.add_argument(
+    budget.add_argument(
+        "--encoder-calls",
+        type=positive_int,
+        metavar="N",
+        help="targets encoded in training, by the steps and by the miner, evaluation apart",
+    )
+    command.add_argument("--batch", type=positive_int, default=512, help="queries a step (default 512)")
+    command.add_argument(
         "--negatives",
-        type=_positive_int,
+        type=positive_int,
         default=2,
         help="mined negatives a query, shared by the batch (default 2)",
     )
-    train.add_argument("--dim", type=_positive_int, default=64, help="default 64")
-    train.add_argument("--temperature", type=_positive_number, default=0.05, help="default 0.05")
-    train.add_argument("--seed", type=_seed, default=0, help="default 0")
-    train.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
-    train.add_argument("--export", metavar="DIR", help="write a SavedModel here")
-    train.set_defaults(run=_run_train)
+    command.add_argument(
+        "--sharing",
+        choices=SHARINGS,
+        default="batch",
+        help="batch: a query sees the positives and negatives of all queries of its batch; none: its "
+        "own alone, which takes tens of negatives a query (default batch)",
+    )
+    command.add_argument("--dim", type=positive_int, default=64, help="default 64")
+    command.add_argument(
+        "--temperature", type=positive_number, help="default 0.05, with --encoder id 0.1"
+    )
+    command.add_argument("--seed", type=seed, default=0, help="default 0")
+
+
+def _add_compare(commands):
+    compare = commands.add_parser(
+        "compare",
+        help="train with several miners on your own pairs, and compare them",
+        description="Trains a model with each of several miners on the same data, with the same "
+        "encoder, seeds and budget, each in a process of its own, and compares what comes out: a "
+        "table, a plot and a page. Files as for `tf-dynidx train`. Stopped, it goes on where it was "
+        "when the same command is run again.",
+    )
+    _add_training(compare)
+    compare.add_argument(
+        "--miners",
+        type=methods.read,
+        required=True,
+        metavar="MINER,...",
+        help=f"of {', '.join(MINERS)}; settings of one miner's own follow its name, as in "
+        "in-batch:batch=1024:learning_rate=0.01 "
+        f"({', '.join(methods.OWN)})",
+    )
+    compare.add_argument(
+        "--seeds", type=positive_int, default=3, metavar="N", help="from --seed up (default 3)"
+    )
+    compare.add_argument(
+        "--output",
+        default="comparison",
+        metavar="DIR",
+        help="folder for the figures, the plot and the page (default comparison)",
+    )
+    compare.set_defaults(run=_run_compare)
 
 
 def _add_search(commands):
@@ -112,7 +165,7 @@ def _add_search(commands):
     )
     search.add_argument("export", metavar="DIR", help="folder of the export")
     search.add_argument("query", nargs="+", help="one query or more, each in quotes")
-    search.add_argument("-k", type=_positive_int, default=10, help="results a query (default 10)")
+    search.add_argument("-k", type=positive_int, default=10, help="results a query (default 10)")
     search.set_defaults(run=_run_search)
 
 
@@ -141,7 +194,7 @@ def _add_bench(commands):
     )
     _add_data_files(index)
     index.add_argument(
-        "--steps", type=_positive_int, default=1000, help="in-batch training steps (default 1000)"
+        "--steps", type=positive_int, default=1000, help="in-batch training steps (default 1000)"
     )
     index.add_argument(
         "--encodings",
@@ -173,9 +226,7 @@ def _add_bench(commands):
         "ends it early; what has been measured is printed and written.",
     )
     _add_data_files(drift)
-    drift.add_argument(
-        "--steps", type=_positive_int, default=1000, help="training steps (default 1000)"
-    )
+    drift.add_argument("--steps", type=positive_int, default=1000, help="training steps (default 1000)")
     drift.add_argument(
         "--max-rows",
         type=_enough_rows,
@@ -195,7 +246,7 @@ def _add_data_files(bench):
 
 
 def _add_seed_and_report(bench):
-    bench.add_argument("--seed", type=_seed, default=0, help="default 0")
+    bench.add_argument("--seed", type=seed, default=0, help="default 0")
     bench.add_argument("--report", metavar="FILE", help="write the figures here, as JSON")
 
 
@@ -203,22 +254,8 @@ def _add_seed_and_report(bench):
 # a bad argument answer at once.
 
 
-def _import_tensorflow():
-    """Imports TensorFlow without the lines that it writes before its own log level takes effect."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    silent = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(silent, 2)
-        import tensorflow  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(silent)
-
-
 def _run_demo(options) -> int:
-    _import_tensorflow()
+    import_tensorflow()
     from tf_dynidx.cli.demo import demo
 
     return demo(options.output, options.seconds, options.seed)
@@ -226,26 +263,19 @@ def _run_demo(options) -> int:
 
 def _run_train(options) -> int:
     from tf_dynidx import files
-    from tf_dynidx.cli.data import read_pairs, read_targets
 
     # What would be refused in the end is refused before any work.
     if options.report:
         files.check_writable_target(options.report, "file")
     if options.export:
         files.check_writable_target(options.export, "directory")
-    targets = read_targets(options.targets)
-    pairs, test = read_pairs(options.train, targets), read_pairs(options.test, targets)
-    if options.miner != "in-batch" and options.negatives > len(targets.identifiers):
-        raise DataError(
-            f"{options.targets}: fewer targets than negatives. Received: "
-            f"{len(targets.identifiers)} targets, --negatives {options.negatives}. Ask for fewer."
-        )
+    targets, pairs, test = _read_data(options)
+    settings = _settings(options, miner=options.miner)
+    settings.check(len(targets.identifiers))
 
-    _import_tensorflow()
-    from tf_dynidx.cli.training import Settings, train
+    import_tensorflow()
+    from tf_dynidx.cli.training import train
 
-    names = ("encoder", "miner", "steps", "seconds", "batch", "negatives", "dim", "temperature", "seed")
-    settings = Settings(**{name: getattr(options, name) for name in names})
     trained = train(targets, pairs, test, settings)
     report = trained.report
     if trained.interrupted:
@@ -262,8 +292,44 @@ def _run_train(options) -> int:
     return 0
 
 
+def _run_compare(options) -> int:
+    from tf_dynidx.cli.compare.comparison import compare
+    from tf_dynidx.cli.compare.plan import Plan
+
+    paths = {name: getattr(options, name) for name in ("targets", "train", "test")}
+    for name, path in paths.items():
+        # Each run reads the data; a pipe can be read once.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise DataError(
+                f"--{name}: every run reads the data again, so that they must be in a file. "
+                f"Received: {path!r}, which is none. Write them to a file first."
+            )
+    plan = Plan.of(
+        paths,
+        _read_data(options),
+        options.miners,
+        _settings(options),
+        range(options.seed, options.seed + options.seeds),
+    )
+    return compare(plan, options.output)
+
+
+def _read_data(options):
+    """The files of `_add_training`: targets, training pairs, test pairs."""
+    from tf_dynidx.cli.data import read_pairs, read_targets
+
+    targets = read_targets(options.targets)
+    return targets, read_pairs(options.train, targets), read_pairs(options.test, targets)
+
+
+def _settings(options, **more):
+    """The `Settings` that `_add_training` asked for."""
+    names = ("encoder", *BUDGETS, "batch", "negatives", "sharing", "dim", "temperature", "seed")
+    return Settings(**{name: getattr(options, name) for name in names}, **more)
+
+
 def _run_search(options) -> int:
-    _import_tensorflow()
+    import_tensorflow()
     from tf_dynidx.cli.search import print_results, search
 
     print_results(options.query, search(options.export, options.query, options.k))
@@ -274,7 +340,7 @@ def _run_bench_index(options) -> int:
     names = ("parts", "targets", "train", "test", "encodings", "steps", "max_rows", "rows", "seed")
     settings = bench_index.Settings(**{name: getattr(options, name) for name in (*names, "report")})
     inputs = bench_index.read_inputs(settings)
-    _import_tensorflow()
+    import_tensorflow()
     return bench_index.bench_index(settings, inputs)
 
 
@@ -288,7 +354,7 @@ def _run_bench_drift(options) -> int:
     if all_or_none(options):
         targets = read_targets(options.targets)
         data = targets, read_pairs(options.train, targets), read_pairs(options.test, targets)
-    _import_tensorflow()
+    import_tensorflow()
     from tf_dynidx.cli.bench import drift
 
     names = ("steps", "max_rows", "seed", "report")
@@ -307,43 +373,11 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def _enough_rows(text: str) -> int:
-    value = _positive_int(text)
+    value = positive_int(text)
     if not _FEWEST_ROWS <= value <= 2**30:
         raise argparse.ArgumentTypeError(
             f"must be a whole number from {_FEWEST_ROWS} to {2**30}. Received: {text}"
         )
-    return value
-
-
-def _positive_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1. Received: {text}")
-    return value
-
-
-def _seed(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number from 0 to {2**31 - 1}. Received: {text}"
-        )
-    return value
-
-
-def _positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive and finite. Received: {text}")
     return value
 
 

@@ -1,5 +1,6 @@
-"""Trains a two-tower model on pairs for the command line, within a budget of steps or seconds."""
+"""Trains a two-tower model on pairs for the command line, within a budget."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,60 +11,21 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tf_dynidx import miners
-from tf_dynidx.cli import encoders
-from tf_dynidx.cli.data import Pairs, Targets
+from tf_dynidx.cli import encoders, memory
+from tf_dynidx.cli.checkpoint import Checkpoint
+from tf_dynidx.cli.data import Pairs, Targets, digest
+from tf_dynidx.cli.settings import BUDGETS, MINERS, Settings
+from tf_dynidx.cli.start import stopped_once
 from tf_dynidx.corpus import TargetCorpus
-from tf_dynidx.keras_world import keras
+from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.metrics import positive_ranks, ranking_metrics
 from tf_dynidx.models import DualEncoder
 
-MINERS = {
-    "tree": miners.Tree,
-    "in-batch": miners.InBatch,
-    "uniform": miners.Uniform,
-    "popularity": miners.Popularity,
-    "stochastic": miners.Stochastic,
-    "stale": miners.Stale,
-    "cache": miners.NegativeCache,
-    "exact": miners.Exact,
-}
 _EPOCHS = 10  # where neither steps nor seconds are given
 _EVALUATIONS = 10  # points of the history
 _HISTORY_QUERIES = 2000  # queries that a point of the history is measured on, at most
 _KNOWN_POSITIVES = 32  # positives of a query that are masked, at most: each is compared everywhere
 _TIMED_STEPS = 20  # steps of mining that are run by themselves to be timed
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What `train` can be told; the defaults are the command line's.
-
-    Attributes:
-        encoder: "text" or "id".
-        miner: a key of `MINERS`.
-        steps: training steps; or
-        seconds: wall time of training, evaluation apart. Neither: ten epochs.
-        batch: queries a step.
-        negatives: mined negatives a query.
-        dim: dimension of the encodings.
-        temperature: what scores are divided by.
-        learning_rate: Adam's at the start; it falls linearly to 2 % of that over the budget. Default:
-            0.005 for text, 0.03 for ids, whose embeddings each see few examples.
-        dropout: share of a text query's features dropped in training.
-        seed: seeds weights, order of the data and draws.
-    """
-
-    encoder: str = "text"
-    miner: str = "tree"
-    steps: int | None = None
-    seconds: float | None = None
-    batch: int = 512
-    negatives: int = 2
-    dim: int = 64
-    temperature: float = 0.05
-    learning_rate: float | None = None
-    dropout: float = 0.0
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +56,7 @@ def train(
     progress: bool = True,
     miner: miners.Miner | None = None,
     watch=None,
+    checkpoint=None,
 ) -> Trained:
     """Trains one model and measures it on test queries against all targets.
 
@@ -108,56 +71,88 @@ def train(
         miner: used instead of the one that the settings name.
         watch: Keras callback that is called beside the training; its attribute `queries` is set to a
             function that encodes the test queries as they are now.
+        checkpoint: folder for the state of the training, written at every point of the history and
+            when it is stopped. A call that finds one there, of the same settings and data, goes on
+            from it, with the examples that would have come next: where operations are deterministic,
+            the weights in the end are those of a training that was not stopped. (The dropout of
+            Keras 2 starts anew.) The folder is left where it is.
 
     Returns:
-        A `Trained`. Ctrl-C ends the training early and keeps what has been trained.
+        A `Trained`. Ctrl-C ends the training early and keeps what has been trained; with a checkpoint
+        see below.
 
     Raises:
-        ValueError: more negatives than targets, or a setting out of range.
+        ValueError: a setting out of range, or a checkpoint of another training.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, where there is a checkpoint, which then has all that was
+            trained.
     """
-    if settings.learning_rate is None:
-        rate = {"text": 5e-3, "id": 3e-2}[settings.encoder]
-        settings = dataclasses.replace(settings, learning_rate=rate)
+    settings = settings.filled()
+    settings.check(len(targets.identifiers))
+    saved = None
+    if checkpoint is not None:
+        saved = Checkpoint(checkpoint, _run(settings, targets, pairs, test, held_out))
     # Keras seeds whole processes; nothing else here draws from global generators.
     keras.utils.set_random_seed(settings.seed)
     data = _Data(targets, pairs, test, held_out, settings)
-    kwargs = {} if settings.miner == "in-batch" else {"num_negatives": settings.negatives}
+    kwargs = {"num_negatives": settings.negatives} if settings.mines else {}
+    miner = miner or getattr(miners, MINERS[settings.miner])(seed=settings.seed, **kwargs)
     model = DualEncoder(
         *data.towers(),
         TargetCorpus(data.target_features, targets.identifiers),
-        miner=miner or MINERS[settings.miner](seed=settings.seed, **kwargs),
+        miner=miner,
         temperature=settings.temperature,
+        sharing=settings.sharing,
         seed=settings.seed,
     )
     # Compiled by XLA, on the CPU too: a step of these encoders then takes half the time.
     model.compile(optimizer=keras.optimizers.Adam(settings.learning_rate), jit_compile=True)
-    budget = _Budget(model, data, settings, progress)
+    budget = _Budget(model, data, settings, progress, saved)
     callbacks = [budget]
     if watch is not None:
         watch.queries = lambda: data.encode_queries(model, data.test)
         callbacks.append(watch)
     interrupted = False
-    try:
-        model.prepare_miner(progress=progress)
-        budget.preparing = budget.seconds if model.miner.num_negatives else 0.0
-        model.fit(data.dataset(), steps_per_epoch=2**31, shuffle=False, verbose=0, callbacks=callbacks)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        budget.close()
+    with stopped_once() if saved else contextlib.nullcontext():
+        try:
+            budget.begin()
+            if not budget.over:
+                model.fit(
+                    data.dataset(budget.steps),
+                    steps_per_epoch=2**31,
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=callbacks,
+                )
+            budget.end()
+        except KeyboardInterrupt:
+            interrupted = True
+            budget.save()
+            if saved:
+                raise
+        finally:
+            budget.close()
     kept = budget.restore_best()
     metrics = data.evaluate(model, data.test)
-    seconds, full_encodes = budget.seconds, int(model.miner.full_encodes)
-    budget.history.append({"step": budget.steps, "seconds": seconds, "metrics": metrics})
+    spent = budget.spent()
+    budget.history.append({**spent, "metrics": metrics})
+    seconds = spent["seconds"]
+    full_encodes = int(model.miner.full_encodes)
+    used = {
+        "process_peak": memory.process_peak(),
+        "miner": memory.held_by(model.miner),
+        "accelerator_peak": memory.accelerator_peak(),
+    }
     report = {
         "miner": settings.miner,
-        "steps": budget.steps,
+        "steps": spent["step"],
         "seconds": seconds,
-        "seconds_mining": min(seconds, budget.preparing + budget.steps * _mining_seconds(model, data)),
+        "seconds_mining": min(seconds, budget.preparing + spent["step"] * _mining_seconds(model, data)),
+        "encoder_calls": spent["encoder_calls"],
         "num_targets": len(targets.identifiers),
         "metrics": metrics,
         "history": budget.history,
         "full_encodes": full_encodes,
+        "memory": used,
     }
 
     def export(folder, k=100):
@@ -177,6 +172,16 @@ def train(
         return model.encode_corpus(), data.encode_queries(model, data.test)
 
     return Trained(report, export, encodings, interrupted, kept)
+
+
+def _run(settings, targets, pairs, test, held_out):
+    """What tells a training from others, for its checkpoint."""
+    data = {"targets": targets, "train": pairs, "test": test, "held_out": held_out}
+    return {
+        "settings": dataclasses.asdict(settings),
+        "data": {name: part and digest(part) for name, part in data.items()},
+        "keras": 3 if IS_KERAS_3 else 2,
+    }
 
 
 class _Data:
@@ -209,14 +214,25 @@ class _Data:
             self._num_queries + 1, self.num_targets, settings.dim, seed=settings.seed
         )
 
-    def dataset(self):
-        """Endless shuffled batches of (features, positives), all of one size."""
+    def dataset(self, first=0):
+        """Endless shuffled batches of (features, positives), all of one size, from the first-th on.
+
+        What a batch holds depends on the seed and its number alone, so that a training that goes on
+        gets what would have come next, without going through what came before.
+        """
         settings = self.settings
         size = len(self._example_query)
         features, query, positives = map(
             tf.constant, (self._query_features, self._example_query, self._positives)
         )
-        order = tf.data.Dataset.range(size).shuffle(size, seed=settings.seed).repeat()
+
+        def epoch(number):
+            seed = tf.stack([tf.constant(settings.seed, tf.int64), number])
+            order = tf.random.experimental.stateless_shuffle(tf.range(size), seed, alg="philox")
+            return tf.data.Dataset.from_tensor_slices(order)
+
+        epochs, gone = divmod(first * settings.batch, size)
+        order = tf.data.Dataset.range(epochs, tf.int64.max).flat_map(epoch).skip(gone)
         return (
             order.batch(settings.batch, drop_remainder=True)
             .map(
@@ -286,76 +302,172 @@ class _Data:
             self._positives[example, 1 : len(others) + 1] = others
 
 
-class _Budget(keras.callbacks.Callback):
-    """Keeps `fit` within its budget: learning rate, bar, history, best weights, the end."""
+class _Clock:
+    """Seconds that are counted only while it runs."""
 
-    def __init__(self, model, data, settings, progress):
-        super().__init__()
-        self._model, self._data, self._settings = model, data, settings
-        self._limit = settings.steps
-        if settings.steps is None and settings.seconds is None:
-            self._limit = math.ceil(_EPOCHS * len(data._example_query) / settings.batch)
-        self.steps, self.preparing, self.history = 0, 0.0, []
-        self._began = time.perf_counter()
-        self._paused = 0.0
-        self._ended = None
-        self._best = None
-        self._progress = progress
-        self.bar = None
+    def __init__(self, seconds=0.0):
+        self._before, self._began = seconds, None
 
     @property
     def seconds(self):
-        """Wall time of training so far: preparing the miner counts, evaluating does not."""
-        return (self._ended or time.perf_counter()) - self._began - self._paused
+        running = 0.0 if self._began is None else time.perf_counter() - self._began
+        return self._before + running
+
+    def start(self):
+        """Goes on counting, if it does not already."""
+        if self._began is None:
+            self._began = time.perf_counter()
+
+    def stop(self):
+        self._before, self._began = self.seconds, None
+
+    @contextlib.contextmanager
+    def paused(self):
+        running = self._began is not None
+        self.stop()
+        try:
+            yield
+        finally:
+            if running:
+                self.start()
+
+
+class _Budget(keras.callbacks.Callback):
+    """Keeps `fit` within its budget: learning rate, bar, history, best weights, checkpoint, the end."""
+
+    def __init__(self, model, data, settings, progress, checkpoint=None):
+        super().__init__()
+        self._model, self._data, self._settings = model, data, settings
+        self._checkpoint, self._progress = checkpoint, progress
+        given = [name for name in BUDGETS if getattr(settings, name) is not None]
+        self._unit = given[0] if given else "steps"
+        self._limit = getattr(settings, self._unit)
+        if not given:
+            self._limit = math.ceil(_EPOCHS * len(data._example_query) / settings.batch)
+        self.steps, self.preparing, self.history = 0, 0.0, []
+        self._best = None
+        self._points = 0  # of the history, with those that the preparation has skipped
+        self._begun = False
+        self._clock = _Clock()
+        self._clock.start()
+        self.bar = None
+
+    def spent(self):
+        """What has been used up: dict of step, seconds and encoder_calls.
+
+        Seconds: preparing the miner counts, evaluating does not. Encoder calls: targets encoded, those
+        of the steps and those that the miner had encoded besides.
+        """
+        settings, model = self._settings, self._model
+        calls = self.steps * settings.batch * (1 + model.miner.num_negatives)
+        calls += int(model.miner.rows_encoded)
+        return {"step": self.steps, "seconds": self._clock.seconds, "encoder_calls": calls}
 
     @property
-    def _spent(self):
-        """Share of the budget, 0 to 1."""
-        if self._limit is not None:
-            return self.steps / self._limit
-        return min(1.0, self.seconds / self._settings.seconds)
+    def _used(self):
+        """How much of the limit is used up, no more than it."""
+        if self._unit == "steps":
+            return self.steps
+        return min(self._limit, self.spent()[self._unit])
+
+    @property
+    def _share(self):
+        """Share of the budget that is used up, 0 to 1."""
+        return self._used / self._limit
+
+    @property
+    def _due(self):
+        """How many points of the history there ought to be by now."""
+        return int(self._share * _EVALUATIONS)
+
+    @property
+    def over(self):
+        """Whether the budget is used up."""
+        return self._share >= 1.0
+
+    def begin(self):
+        """Prepares the miner, or goes on from the checkpoint."""
+        if self._checkpoint is None or self._checkpoint.state is None:
+            self._model.prepare_miner(progress=self._progress)
+            self.preparing = self._clock.seconds if self._model.miner.num_negatives else 0.0
+            self._points = self._due
+        else:
+            state = self._checkpoint.state
+            weights = self._checkpoint.restore(self._model)
+            self.steps = int(self._model.step)
+            self.preparing, self.history = state["preparing"], state["history"]
+            self._points = state["points"]
+            if weights is not None:
+                self._best = state["best"], weights
+            # What going on costs, to restore and to compile again, is not training: the clock starts
+            # with the end of the first step.
+            self._clock = _Clock(state["seconds"])
+        self._begun = True
+
+    def save(self):
+        """Writes the checkpoint, if there is to be one, and anything to keep."""
+        if self._checkpoint is None or not self._begun:
+            return
+        # A step that was stopped after it was run, but before it was counted here, counts.
+        self.steps = int(self._model.step)
+        if not self.steps:
+            return
+        with self._clock.paused():
+            metrics, weights = self._best or (None, None)
+            state = {
+                "seconds": self._clock.seconds,
+                "preparing": self.preparing,
+                "history": self.history,
+                "points": self._points,
+                "best": metrics,
+            }
+            self._checkpoint.write(state, self._model, weights)
 
     def on_train_begin(self, logs=None):
-        by_steps = self._limit is not None
+        by_steps = self._unit == "steps"
+        unit = {"steps": "step", "seconds": "s", "encoder_calls": "encoder calls"}[self._unit]
         self.bar = tqdm(
-            total=self._limit if by_steps else self._settings.seconds,
+            total=self._limit,
+            initial=self._used,
             desc=self._settings.miner,
-            unit="step",
+            unit=unit,
             bar_format=None
             if by_steps
-            else "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}",
+            else f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {{n:.0f}}/{{total:.0f}} {unit}{{postfix}}",
             disable=not self._progress,
         )
+        # A training may have been stopped while it was about to be measured.
+        self._evaluate_if_due()
 
     def on_train_batch_begin(self, batch, logs=None):
-        rate = self._settings.learning_rate * max(0.02, 1.0 - self._spent)
+        rate = self._settings.learning_rate * max(0.02, 1.0 - self._share)
         self._model.optimizer.learning_rate.assign(rate)
 
     def on_train_batch_end(self, batch, logs=None):
         self.steps += 1
-        done = self._spent >= 1.0
-        if self._limit is not None:
-            self.bar.update(1)
-        else:
-            self.bar.update(min(self.seconds, self._settings.seconds) - self.bar.n)
+        self._clock.start()
+        self.bar.update(self._used - self.bar.n)
         if self.steps % 20 == 0:
-            rate = self.steps / max(self.seconds, 1e-9)
+            rate = self.steps / max(self._clock.seconds, 1e-9)
             self.bar.set_postfix_str(
                 f"loss {float(logs['loss']):.3f}, {rate:.1f} steps/s", refresh=False
             )
-        if done:
-            self._ended = time.perf_counter()
+        if self.over:
+            self._clock.stop()
             self._model.stop_training = True
-        elif self._spent * _EVALUATIONS >= len(self.history) + 1:
-            self._evaluate()
+        else:
+            self._evaluate_if_due()
 
-    def on_train_end(self, logs=None):
+    def end(self):
+        """Ends a training that was not stopped."""
+        self._clock.stop()
         if self._data.held_out is not None:
             self._judge()
+        self.save()
 
     def close(self):
         """Ends the clock and the bar."""
-        self._ended = self._ended or time.perf_counter()
+        self._clock.stop()
         if self.bar is not None:
             self.bar.close()
 
@@ -366,19 +478,22 @@ class _Budget(keras.callbacks.Callback):
         self._model.set_weights(self._best[1])
         return self._best[0]
 
-    def _evaluate(self):
-        began = time.perf_counter()
-        features, positives, exclude = self._data.test
-        some = slice(0, _HISTORY_QUERIES)
-        queries = features[some], positives[some], None if exclude is None else exclude[some]
-        corpus = self._model.encode_corpus()
-        metrics = self._data.evaluate(self._model, queries, corpus)
-        self.history.append(
-            {"step": self.steps, "seconds": began - self._began - self._paused, "metrics": metrics}
-        )
-        if self._data.held_out is not None:
-            self._judge(corpus)
-        self._paused += time.perf_counter() - began
+    def _evaluate_if_due(self):
+        due = self._due
+        if due <= self._points:
+            return
+        with self._clock.paused():
+            spent = self.spent()
+            features, positives, exclude = self._data.test
+            some = slice(0, _HISTORY_QUERIES)
+            queries = features[some], positives[some], None if exclude is None else exclude[some]
+            corpus = self._model.encode_corpus()
+            if self._data.held_out is not None:
+                self._judge(corpus)
+            metrics = self._data.evaluate(self._model, queries, corpus)
+            self.history.append({**spent, "metrics": metrics})
+            self._points = due
+            self.save()
 
     def _judge(self, corpus=None):
         """Keeps the weights if they are the best yet on the held-out pairs."""

@@ -1,7 +1,5 @@
 """What the parts of a benchmark share: rows of tables, timing, batches, exact answers, memory."""
 
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from tf_dynidx.cli import memory
 from tf_dynidx.index import DynamicIndex
 
 BATCH = 256  # queries a call: always as many, so that nothing is compiled twice
@@ -143,7 +142,7 @@ class PeakMemory:
         try:
             # 5: forget the peak. Linux only, and not in every container.
             Path("/proc/self/clear_refs").write_text("5")
-            self.before = _status("VmRSS")
+            self.before = memory.status("VmRSS")
             self.since_start = False
         except OSError:
             self.before = None
@@ -152,15 +151,6 @@ class PeakMemory:
 
     def __exit__(self, *exception):
         if self.since_start:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            self.peak = peak if sys.platform == "darwin" else peak * 1024
+            self.peak = memory.since_start()
         else:
-            self.peak = _status("VmHWM")
-
-
-def _status(field):
-    """Bytes, from a line such as `VmHWM:   123 kB`."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
+            self.peak = memory.status("VmHWM")

@@ -4,6 +4,7 @@ import math
 import textwrap
 
 from tf_dynidx.cli.bench.measure import Note
+from tf_dynidx.cli.tables import aligned
 
 _WIDTH = 100
 
@@ -50,15 +51,7 @@ def text_table(rows):
     """A table as text: a line of column names, then one for each row, all of the same columns."""
     lines = [[name.replace("_", " ") for name in rows[0]]]
     lines += [[_text(value) for value in row.values()] for row in rows]
-    numeric = [not isinstance(value, str) for value in rows[0].values()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return aligned(lines, [not isinstance(value, str) for value in rows[0].values()])
 
 
 def _finite(value):

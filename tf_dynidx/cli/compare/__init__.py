@@ -1,0 +1,1 @@
+"""`tf-dynidx compare`: several miners on the same data, with the same encoder, seeds and budget."""

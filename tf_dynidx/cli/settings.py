@@ -1,0 +1,94 @@
+"""What a training can be told, without TensorFlow, so that bad arguments are refused at once."""
+
+import dataclasses
+
+# By the name on the command line: the class in `tf_dynidx.miners`.
+MINERS = {
+    "tree": "Tree",
+    "in-batch": "InBatch",
+    "uniform": "Uniform",
+    "popularity": "Popularity",
+    "stochastic": "Stochastic",
+    "stale": "Stale",
+    "cache": "NegativeCache",
+    "exact": "Exact",
+}
+SHARINGS = ("batch", "none")
+BUDGETS = ("steps", "seconds", "encoder_calls")
+
+_LEARNING_RATES = {"text": 5e-3, "id": 3e-2}
+_TEMPERATURES = {"text": 0.05, "id": 0.1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `train` can be told; the defaults are the command line's.
+
+    Attributes:
+        encoder: "text" or "id".
+        miner: a key of `MINERS`.
+        steps: training steps; or
+        seconds: wall time of training, evaluation apart; or
+        encoder_calls: targets encoded in training, evaluation apart: those of the steps and those that
+            the miner encodes by itself. None of the three: ten epochs.
+        batch: queries a step.
+        negatives: mined negatives a query.
+        sharing: "batch" or "none", as for `DualEncoder`.
+        dim: dimension of the encodings.
+        temperature: what scores are divided by. Default: 0.05 for text, 0.1 for ids.
+        learning_rate: Adam's at the start; it falls linearly to 2 % of that over the budget. Default:
+            0.005 for text, 0.03 for ids, whose embeddings each see few examples.
+        dropout: share of a text query's features dropped in training.
+        seed: seeds weights, order of the data and draws.
+    """
+
+    encoder: str = "text"
+    miner: str = "tree"
+    steps: int | None = None
+    seconds: float | None = None
+    encoder_calls: int | None = None
+    batch: int = 512
+    negatives: int = 2
+    sharing: str = "batch"
+    dim: int = 64
+    temperature: float | None = None
+    learning_rate: float | None = None
+    dropout: float = 0.0
+    seed: int = 0
+
+    @property
+    def mines(self) -> bool:
+        """Whether the miner draws negatives at all."""
+        return self.miner != "in-batch"
+
+    def filled(self) -> "Settings":
+        """The same, with what suits the encoder where nothing is given."""
+        usual = {
+            "learning_rate": _LEARNING_RATES[self.encoder],
+            "temperature": _TEMPERATURES[self.encoder],
+        }
+        missing = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+    def check(self, num_targets: int) -> None:
+        """Refuses what no model could be made of.
+
+        Raises:
+            ValueError: more negatives than targets, own negatives of a miner that draws none, or more
+                than one budget.
+        """
+        if self.mines and self.negatives > num_targets:
+            raise ValueError(
+                f"There are fewer targets than negatives. Received: {num_targets} targets, "
+                f"{self.negatives} negatives for {self.miner}. Ask for fewer."
+            )
+        if not self.mines and self.sharing == "none":
+            raise ValueError(
+                f"A query that shares nothing needs negatives of its own, and {self.miner} mines none. "
+                f"Received: sharing={self.sharing} for {self.miner}. Use another miner, or share."
+            )
+        budgets = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(budgets) > 1:
+            raise ValueError(
+                f"A training has one budget. Received: {' and '.join(budgets)}. Leave one of them."
+            )
