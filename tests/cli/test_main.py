@@ -63,12 +63,17 @@ def arguments(folder, *more):
     ]
 
 
-def test_trains_reports_exports_and_answers(data, tmp_path, capsys):
-    report_file, export = tmp_path / "report.json", tmp_path / "export"
-    more = ["--steps", "60", "--report", str(report_file), "--export", str(export)]
-    assert main(arguments(data, *more)) == 0
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The report of a training with the defaults, and its export."""
+    folder = tmp_path_factory.mktemp("trained")
+    more = ["--report", str(folder / "report.json"), "--export", str(folder / "export")]
+    assert main(arguments(data, "--steps", "60", *more)) == 0
+    return json.loads((folder / "report.json").read_text()), folder / "export"
 
-    report = json.loads(report_file.read_text())
+
+def test_trains_reports_exports_and_answers(trained, capsys):
+    report, export = trained
     assert set(report) == {
         "miner",
         "steps",
@@ -142,14 +147,10 @@ def test_seconds_bound_the_training(data, tmp_path):
     assert report["steps"] > 1
 
 
-def test_same_seed_same_figures(data, tmp_path):
-    reports = []
-    for name in ("a", "b"):
-        file = tmp_path / name
-        more = ["--steps", "12", "--seed", "3", "--report", str(file)]
-        assert main(arguments(data, *more)) == 0
-        reports.append(json.loads(file.read_text())["metrics"])
-    assert reports[0] == reports[1]
+def test_same_seed_same_figures(data, trained, tmp_path):
+    file = tmp_path / "report.json"
+    assert main(arguments(data, "--steps", "60", "--report", str(file))) == 0
+    assert json.loads(file.read_text())["metrics"] == trained[0]["metrics"]
 
 
 def test_ctrl_c_keeps_what_has_been_trained(data, tmp_path):
