@@ -15,8 +15,9 @@ from tf_dynidx.ops import chains, draws, frontier
 from tf_dynidx.ops.nodes import NEVER
 from tf_dynidx.ops.search import ROWS_AT_A_TIME, tree_top_k
 
-_LEAST_BUDGET = 512  # rows that a query reads to draw from, however few the draws; and
+_LEAST_BUDGET = 192  # rows that a query reads to draw from, however few the draws; and
 _BUDGET_PER_DRAW = 25  # this many for each draw, so that resampling comes close to exact draws
+_BOUNDED_AS = 20  # bounds of the partition are those that so many draws would have
 _ROWS_PER_NODE = 28  # so that nodes opened at a level (32 dot products each) cost a little more
 _LEAST_SEARCH_BUDGET = 1024  # rows that a search reads for each query, at least; and
 _SEARCH_GROWTH = 20  # this many times sqrt(capacity); and
@@ -662,7 +663,7 @@ class DynamicIndex(tf.Module):
 
     def _certified(self, queries, beta):
         """Bounds of the log partition over what is stored."""
-        tree, shape = self.tree, self._sample_shape(1)
+        tree, shape = self.tree, self._sample_shape(_BOUNDED_AS)
         front = frontier.open_nodes(tree.levels, queries, beta, shape, 0)
         return frontier.partition_bounds(tree.rows, front, queries, beta, shape)
 

@@ -127,8 +127,9 @@ def open_nodes(levels, queries, beta, shape, keep_proposals):
         counts, radii = tf.gather(level.counts, ids), tf.gather(level.radii, ids)
         along, across = masses.project(queries, tf.gather(level.moments, ids))
 
-    # Leaves of half as many rows as they have slots use up the budget; emptier ones are few.
-    number = min(max(1, 2 * shape.budget // shape.leaf_size), mass.shape[1])
+    # Leaves of half as many rows as they have slots use up the budget; emptier ones are few, but where
+    # there are few rows at all: these are in the leaves of one node.
+    number = min(max(shape.fanout, 2 * shape.budget // shape.leaf_size), mass.shape[1])
     heaviest, best = tf.math.top_k(mass, number)
     leaves = _pick(ids, best)
     ends = tf.cumsum(_pick(counts, best), axis=1)
