@@ -9,7 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tf_dynidx import files
-from tf_dynidx.keras_world import keras
+from tf_dynidx.keras_world import IS_KERAS_3
 from tf_dynidx.serving.retrieval import MEANINGS
 
 _PATH = os.path.join("assets.extra", "model_card.json")
@@ -73,7 +73,7 @@ def model_card(index, identifiers, k, row_dtype, budget, recall, metrics, signat
         "versions": {
             "tf_dynidx": _version("tf_dynidx"),
             "tensorflow": tf.__version__,
-            "keras": keras.__version__,
+            "keras": _version("keras" if IS_KERAS_3 else "tf_keras"),
         },
         "signatures": {name: _described(function) for name, function in signatures.items()},
     }
