@@ -91,6 +91,7 @@ class Retrieval(tf.Module):
             rows = self._known(exclude, "exclude", padded=True)
         with tf.control_dependencies([rows]):
             features = {name: tf.identity(value) for name, value in features.items()}
+            k = tf.identity(k)
         scores, rows = self.index.top_k(self.encode_query(features)["embedding"], rows)
         width = tf.reduce_max(tf.concat([k, [1]], axis=0))
         asked = tf.range(width)[None] < k[:, None]
