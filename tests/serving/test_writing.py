@@ -43,6 +43,13 @@ def test_version_that_is_none_is_refused(tmp_path, version):
     assert not list(tmp_path.iterdir())
 
 
+def test_versions_are_not_put_into_an_export(tmp_path):
+    path = export(tmp_path / "exported", TARGETS)
+    with pytest.raises(ValueError, match="folder of their own. Received: the SavedModel .*exported"):
+        export(path, TARGETS, version="next")
+    assert versions(path) == []
+
+
 def test_a_reader_never_sees_half_a_version(tmp_path, monkeypatch):
     seen = []
     save = tf.saved_model.save

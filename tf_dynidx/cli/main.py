@@ -240,6 +240,30 @@ def _add_bench(commands):
     _add_seed_and_report(drift)
     drift.set_defaults(run=_run_bench_drift)
 
+    serve = subjects.add_parser(
+        "serve",
+        help="exports of each kind, and the development server under load",
+        description="Serves an export to 32 clients while a new version is put in place, and counts "
+        "errors and answers of each version; then compares exports, exact and tree, in throughput and "
+        "recall, on random clustered encodings and, where a file is given, on real ones. Ctrl-C ends "
+        "it early; what has been measured is printed and written.",
+    )
+    serve.add_argument(
+        "--rows",
+        type=_enough_rows,
+        default=1_000_000,
+        metavar="N",
+        help="random targets (default 1000000)",
+    )
+    serve.add_argument(
+        "--requests", type=_positive_int, default=20_000, help="to the server (default 20000)"
+    )
+    serve.add_argument(
+        "--encodings", metavar="FILE", help="NumPy archive (.npz) with the arrays targets and queries"
+    )
+    _add_seed_and_report(serve)
+    serve.set_defaults(run=_run_bench_serve)
+
 
 def _add_data_files(bench):
     """The files of a model that a benchmark may train."""
@@ -365,6 +389,21 @@ def _run_bench_drift(options) -> int:
     names = ("steps", "max_rows", "seed", "report")
     settings = drift.Settings(**{name: getattr(options, name) for name in names})
     return drift.bench_drift(settings, data)
+
+
+def _run_bench_serve(options) -> int:
+    from tf_dynidx import files
+    from tf_dynidx.cli import encodings
+
+    if options.report:
+        files.check_writable_target(options.report, "file")
+    real = encodings.read(options.encodings) if options.encodings else None
+    _import_tensorflow()
+    from tf_dynidx.cli.bench import serve
+
+    names = ("rows", "requests", "encodings", "seed", "report")
+    settings = serve.Settings(**{name: getattr(options, name) for name in names})
+    return serve.bench_serve(settings, real)
 
 
 def _parts(text: str) -> tuple[str, ...]:

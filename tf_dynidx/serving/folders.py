@@ -32,10 +32,15 @@ def destination(path: str | os.PathLike, version: int | str | None) -> Path:
         version: A number, "next" (one above the newest, from 1 on), or None: the path itself.
 
     Raises:
-        ValueError: If the version is anything else.
+        ValueError: If the version is anything else, or the path is that of a SavedModel.
     """
     if version is None:
         return Path(path)
+    if (Path(path) / "saved_model.pb").exists():
+        raise ValueError(
+            "Versions stand in a folder of their own. Received: the SavedModel "
+            f"{os.fspath(path)!r}. Name another folder."
+        )
     if version == "next":
         taken = [int(name) for name in _names(path) if _is_version(name)]
         return Path(path) / str(max(taken, default=0) + 1)

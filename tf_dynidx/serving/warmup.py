@@ -36,6 +36,12 @@ def write_warmup(folder: str | os.PathLike, requests: list[tuple[str, dict[str, 
             writer.write(_field(_PREDICT_LOG, _field(_REQUEST, request)))
 
 
+def blank(spec: tf.TensorSpec) -> tf.Tensor:
+    """Zeros or empty strings in the place of an input: one where its size is free."""
+    shape = [1 if size is None else size for size in spec.shape] if spec.shape.rank else []
+    return tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
+
+
 def _field(number: int, content: bytes) -> bytes:
     """A field of bytes, text or a message, as protocol buffers encode it."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content

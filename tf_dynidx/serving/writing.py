@@ -14,7 +14,7 @@ from tf_dynidx.serving.indexes import make_index
 from tf_dynidx.serving.recall import expected_recall
 from tf_dynidx.serving.retrieval import Retrieval
 from tf_dynidx.serving.table import Table
-from tf_dynidx.serving.warmup import write_warmup
+from tf_dynidx.serving.warmup import blank, write_warmup
 
 
 class Contents(NamedTuple):
@@ -95,7 +95,7 @@ def _warmup_requests(retrieve, encode_query, samples) -> list:
     """
     (specs,) = encode_query.input_signature
     if samples is None:
-        samples = {name: _blank(spec) for name, spec in specs.items()}
+        samples = {name: blank(spec) for name, spec in specs.items()}
     else:
         samples = {name: value[:1] for name, value in samples.items()}
     try:
@@ -103,11 +103,6 @@ def _warmup_requests(retrieve, encode_query, samples) -> list:
     except tf.errors.OpError:
         return []
     return [("retrieve", samples)]
-
-
-def _blank(spec):
-    shape = [1 if size is None else size for size in spec.shape]
-    return tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
 
 
 @contextlib.contextmanager

@@ -65,6 +65,35 @@ def test_an_export_without_versions_is_version_1(tmp_path):
     assert versions.get("m").version == 1 and not versions.look()
 
 
+def test_a_request_under_way_is_answered_before_the_server_stops(base):
+    server = Server(base, port=None, rest_port=0)
+    loaded, began, go_on = server.versions.get("retrieval"), threading.Event(), threading.Event()
+    retrieve = loaded.signatures["retrieve"]
+
+    class Slow:
+        structured_input_signature = retrieve.structured_input_signature
+
+        def __call__(self, **inputs):
+            began.set()
+            go_on.wait(30)
+            return retrieve(**inputs)
+
+    loaded.signatures["retrieve"] = Slow()
+    answers = []
+    content = {"signature_name": "retrieve", "inputs": QUERIES.tolist()}
+    client = threading.Thread(target=lambda: answers.append(predict(server, content)))
+    client.start()
+    assert began.wait(30)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    stopping.join(0.5)
+    assert stopping.is_alive()
+    go_on.set()
+    client.join()
+    stopping.join()
+    assert answers[0][0] == 200
+
+
 def test_no_request_is_dropped_or_mixed_while_a_new_version_comes(base):
     stop, answers, problems = threading.Event(), [], []
 

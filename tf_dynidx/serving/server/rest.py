@@ -1,11 +1,13 @@
 """TF Serving's REST calls over HTTP: predict, status, metadata; and a page to ask from."""
 
+import contextlib
 import html
 import http.server
 import importlib.resources
 import json
 import re
 import socket
+import threading
 import urllib.parse
 
 from tf_dynidx.serving.server.columns import answer_of, inputs_of
@@ -31,8 +33,26 @@ class RestServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], versions: Versions):
         self.versions = versions
+        self._answering, self._changed = 0, threading.Condition()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
+
+    @contextlib.contextmanager
+    def answering(self):
+        """Counts a request that is being answered."""
+        with self._changed:
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._answering -= 1
+                self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until all requests are answered, or for so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._answering, seconds)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -48,9 +68,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(lambda: self._get(path))
 
     def do_POST(self):
-        body = self._body()
-        if body is not None:
-            self._answer(lambda: self._post(urllib.parse.urlsplit(self.path).path, body))
+        with self.server.answering():
+            body = self._body()
+            if body is not None:
+                self._answer(lambda: self._post(urllib.parse.urlsplit(self.path).path, body))
 
     def log_message(self, format, *args):
         """Nothing: a line for each request would bury what matters."""

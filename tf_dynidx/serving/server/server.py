@@ -66,6 +66,7 @@ class Server:
         """Takes no more requests, and lets those under way come to their end."""
         self.versions.close()
         self._rest.shutdown()
+        self._rest.wait(_GRACE)
         self._rest.server_close()
         if self._rpc is not None:
             self._rpc.stop(_GRACE).wait()

@@ -1,5 +1,6 @@
 """Which version of an export answers: the newest, from the moment that it is loaded."""
 
+import contextlib
 import gc
 import os
 import sys
@@ -12,7 +13,8 @@ from google.protobuf import json_format
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tf_dynidx.serving.folders import newest, versions
-from tf_dynidx.serving.server.predict import RequestError
+from tf_dynidx.serving.server.predict import RequestError, specs_of
+from tf_dynidx.serving.warmup import blank
 
 
 class Loaded(NamedTuple):
@@ -34,10 +36,10 @@ class Loaded(NamedTuple):
 class Versions:
     """The newest version of an export, followed while it is served.
 
-    A new version is loaded beside the one that answers, and then takes its place in one assignment. The
-    one before is freed when its last request is answered. A version that cannot be loaded is told of on
-    standard error, passed over and tried again. An export without versions counts as version 1, and is
-    not followed.
+    A new version is loaded and warmed up beside the one that answers, and then takes its place in one
+    assignment. The one before is freed when its last request is answered. A version that cannot be
+    loaded is told of on standard error, passed over and tried again. An export without versions counts
+    as version 1, and is not followed.
 
     Args:
         path: folder of the versions, or of a SavedModel.
@@ -125,4 +127,15 @@ class Versions:
             for name, definition in saved.meta_graphs[0].signature_def.items()
             if not name.startswith("__")
         }
-        return Loaded(version, dict(model.signatures), described, model)
+        signatures = dict(model.signatures)
+        _warm_up(signatures)
+        return Loaded(version, signatures, described, model)
+
+
+def _warm_up(signatures):
+    """Calls every signature once: a first call takes seconds, in which nobody should wait."""
+    for signature in signatures.values():
+        inputs = {name: blank(spec) for name, spec in specs_of(signature).items()}
+        # What is made up may be refused, as a k of 0 is.
+        with contextlib.suppress(tf.errors.OpError):
+            signature(**inputs)
