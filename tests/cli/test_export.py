@@ -41,7 +41,7 @@ def write(path, targets):
 
 def test_next_versions_are_packed_changed_and_searched(folder, tmp_path, capsys):
     base = str(tmp_path / "served")
-    options = ["--index", "tree", "--row-dtype", "float16", "-k", "4"]
+    options = ["--index", "exact", "--row-dtype", "float16", "-k", "4"]
     assert main(["export", folder, "--output", base, *options]) == 0
     assert capsys.readouterr().out.startswith(f"export: {base}/1 ")
     added = write(tmp_path / "added.jsonl", [("brand new", "abc")])
@@ -60,7 +60,7 @@ def test_next_versions_are_packed_changed_and_searched(folder, tmp_path, capsys)
     ]
     card = json.loads((tmp_path / "served/2/assets.extra/model_card.json").read_text())
     assert card["refreshed"] == {"from": "1", "added": 1, "removed": 2, "updated": 1}
-    assert (card["k"], card["index"]["kind"], card["index"]["row_dtype"]) == (4, "tree", "float16")
+    assert (card["k"], card["index"]["kind"], card["index"]["row_dtype"]) == (4, "exact", "float16")
 
 
 def test_what_cannot_be_done_is_refused_in_one_line(folder, tmp_path, capsys):

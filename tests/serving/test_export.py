@@ -376,6 +376,13 @@ REFUSALS = {
         lambda a: {"target_spec": {"the price": tf.TensorSpec([None])}},
         r"encode_target .* ASCII letters, digits and underscores.* Received: 'the price'",
     ),
+    "reserved name": (
+        lambda a: {
+            "query_spec": {"exclude": tf.TensorSpec([None], tf.string)},
+            "encode_query": lambda features: tf.ones([tf.size(features["exclude"]), DIM]),
+        },
+        r"k and exclude are inputs of .* Received: a feature 'exclude' of encode_query.*",
+    ),
     "dim": (
         lambda a: {"encode_query": lambda text: tf.ones([tf.size(text), 3])},
         r"encode_query returns float32 \[batch, 4\].* Received: float32 \(None, 3\)",

@@ -231,7 +231,7 @@ def _sampled(encode_query, queries, spec) -> dict:
     if not fitting:
         raise ValueError(
             "sample_queries are features as query_spec describes them, of one query or more. "
-            f"Received: {queries} for {spec}."
+            f"Received: {queries!r:.200} for {spec}."
         )
     return queries
 

@@ -166,8 +166,7 @@ def load(settings):
 
         def put(version):
             identifiers = version * 2**32 + np.arange(SERVED_ROWS)
-            options = {"index": "tree", "k": 10, "version": version}
-            _export(folder, random.targets, identifiers, **options)
+            _export(folder, random.targets, identifiers, k=10, version=version)
 
         put(1)
         with Server(folder, port=None, rest_port=0, poll_seconds=0.2) as server:
