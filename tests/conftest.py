@@ -1,11 +1,16 @@
 import os
+import shutil
 
 from hypothesis import settings
 
 from tf_dynidx.keras_world import IS_KERAS_3
 
-# They import no Keras, which `index/test_imports.py` holds them to: in one of the two worlds is enough.
-_WITHOUT_KERAS = ["index", "ops"]
+# They use no Keras (`index/test_imports.py` holds the first two to that): in one world is enough.
+_WITHOUT_KERAS = [
+    *("index", "ops", "server"),
+    *("test_identifiers.py", "test_indexes.py", "test_refresh.py", "test_retrieval.py"),
+    "test_writing.py",
+]
 
 # A first call compiles, so no example has a deadline; and each runs TensorFlow, so there are few.
 settings.register_profile("few", deadline=None, max_examples=25)
@@ -15,8 +20,25 @@ settings.register_profile("same", settings.get_profile("few"), derandomize=True)
 settings.load_profile("same" if os.environ.get("CI") else "few")
 
 
+# Needs a browser, which not every machine has; the header of a run says when it is left out.
+_WITH_BROWSER = "test_page_in_chromium.py"
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_report_header():
+    """Says what is not tested here."""
+    return None if _has_browser() else f"no Chromium: {_WITH_BROWSER} is left out"
+
+
+def _has_browser():
+    return any(map(shutil.which, _BROWSERS))
+
+
 def pytest_ignore_collect(collection_path, config):
-    """Leaves out in Keras 2 what has nothing to do with Keras, unless it is asked for by name."""
+    """Leaves out the browser's tests where there is none; and in Keras 2 what has nothing to do with
+    Keras, unless it is asked for by name."""
+    if collection_path.name == _WITH_BROWSER and not _has_browser():
+        return True
     if IS_KERAS_3 or collection_path.name not in _WITHOUT_KERAS:
         return None
     asked_for = any(collection_path.name in str(argument) for argument in config.args)

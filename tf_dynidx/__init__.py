@@ -9,7 +9,7 @@ _CLASSES = {
     "DynamicIndex": "tf_dynidx.index",
     "TargetCorpus": "tf_dynidx.corpus",
 }
-_MODULES = ("callbacks", "layers", "losses", "metrics", "miners")
+_MODULES = ("callbacks", "layers", "losses", "metrics", "miners", "serving")
 
 # Needs Keras 2 and TensorFlow Recommenders: not among what `from tf_dynidx import *` asks for.
 _OPTIONAL_MODULES = ("tfrs",)

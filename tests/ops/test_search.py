@@ -230,3 +230,21 @@ def test_tree_search_reads_no_row_twice_where_the_last_leaf_is_full():
     assert np.isfinite(scores).sum(axis=1).tolist() == [512, 512]
     for mine in found.numpy():
         assert len(set(mine[:512])) == 512 and (mine[512:] == -1).all()
+
+
+@pytest.mark.parametrize("block_size", [4, 9, 50])
+def test_excluded_rows_and_scaled_ones_give_the_order_of_a_sort(block_size):
+    rng = np.random.default_rng(3)
+    queries, rows = small_integers(rng, 3, 2), rng.integers(-3, 4, [20, 2]).astype(np.int8)
+    scales = 2.0 ** rng.integers(-2, 3, 20).astype(np.float32)
+    exclude = np.array([[0, 19, -1], [7, 7, 8], [-1, -1, -1]], np.int32)
+    scores = queries @ (rows * scales[:, None]).T
+    for query, some in enumerate(exclude):
+        scores[query, some[some >= 0]] = -np.inf
+    result = exact_top_k(queries, tf.constant(rows), 18, block_size, tf.constant(scales), exclude)
+    expected, places = top_k(scores, 18)
+    assert_equal(result, (expected, np.where(expected > -np.inf, places, -1)))
+    _, everything = exact_top_k(
+        queries, tf.constant(rows), 20, block_size, tf.constant(scales), exclude
+    )
+    assert (everything.numpy() == -1).sum(axis=1).tolist() == [2, 2, 0]

@@ -135,7 +135,14 @@ def test_encoders_encode_as_the_callables_do(exported, arguments):
 
 def test_signatures_say_names_types_and_shapes(exported):
     signatures = tf.saved_model.load(exported).signatures
-    assert set(signatures) == {"retrieve", "serving_default", "encode_query", "encode_target"}
+    assert set(signatures) == {
+        "retrieve",
+        "retrieve_with",
+        "similar",
+        "serving_default",
+        "encode_query",
+        "encode_target",
+    }
     for name in ("retrieve", "serving_default"):
         (spec,) = signatures[name].structured_input_signature[1].values()
         assert (spec.name, spec.dtype, spec.shape.as_list()) == ("query", tf.string, [None])
@@ -214,7 +221,8 @@ def test_targets_beyond_one_block_are_searched_and_are_no_constants(arguments, e
     result = tf.saved_model.load(larger).signatures["retrieve"](query=tf.constant(QUERIES))
     np.testing.assert_allclose(result["scores"], reference(changed, QUERIES)[0], rtol=1e-5)
     sizes = [Path(path, "saved_model.pb").stat().st_size for path in (exported, larger)]
-    assert sizes[1] - sizes[0] < 20_000  # the graph grows by the loop over blocks, not by targets
+    # The graph grows by the loops over blocks, not by targets: their encodings alone are 1.2 MB.
+    assert sizes[1] - sizes[0] < 100_000
 
 
 def test_neither_optimizer_nor_metrics_are_saved(arguments, towers, tmp_path):
@@ -233,7 +241,8 @@ def test_neither_optimizer_nor_metrics_are_saved(arguments, towers, tmp_path):
         if name.endswith("VARIABLE_VALUE")
     ]
     weights = [tuple(w.shape) for tower in (tower, towers[1]) for w in tower.weights]
-    assert sorted(shapes) == sorted([(len(TARGETS), DIM), (len(TARGETS),), *weights])
+    own = [(len(TARGETS), DIM), *3 * [(len(TARGETS),)]]  # encodings; identifiers and how to find them
+    assert sorted(shapes) == sorted([*own, *weights])
 
 
 def test_vocabulary_file_goes_along_and_no_path_of_this_machine(arguments, towers, tmp_path):
@@ -366,6 +375,13 @@ REFUSALS = {
     "feature name": (
         lambda a: {"target_spec": {"the price": tf.TensorSpec([None])}},
         r"encode_target .* ASCII letters, digits and underscores.* Received: 'the price'",
+    ),
+    "reserved name": (
+        lambda a: {
+            "query_spec": {"exclude": tf.TensorSpec([None], tf.string)},
+            "encode_query": lambda features: tf.ones([tf.size(features["exclude"]), DIM]),
+        },
+        r"k and exclude are inputs of .* Received: a feature 'exclude' of encode_query.*",
     ),
     "dim": (
         lambda a: {"encode_query": lambda text: tf.ones([tf.size(text), 3])},

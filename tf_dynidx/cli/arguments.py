@@ -14,6 +14,17 @@ def positive_int(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    """A port, 0 for any that is free."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"must be a port, 0 for any that is free. Received: {text}")
+    return value
+
+
 def seed(text: str) -> int:
     """A whole number from 0 to 2^31 - 1."""
     try:

@@ -1,10 +1,10 @@
-"""The command `tf-dynidx`: train, compare, search, demo, bench."""
+"""The command `tf-dynidx`: train, compare, search, export, serve, demo, bench."""
 
 import argparse
 import os
 import sys
 
-from tf_dynidx.cli.arguments import positive_int, positive_number, seed
+from tf_dynidx.cli.arguments import port, positive_int, positive_number, seed
 from tf_dynidx.cli.bench import index as bench_index
 from tf_dynidx.cli.compare import methods
 from tf_dynidx.cli.data import DataError
@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_compare(commands)
     _add_search(commands)
+    _add_export(commands)
+    _add_serve(commands)
     _add_bench(commands)
     return parser
 
@@ -163,10 +165,62 @@ def _add_search(commands):
         help="ask an exported model",
         description="Answers a query from an export of `tf-dynidx train` or `tf-dynidx demo`.",
     )
-    search.add_argument("export", metavar="DIR", help="folder of the export")
+    search.add_argument(
+        "export",
+        metavar="DIR",
+        help="folder of the export, or of versions, of which the newest answers",
+    )
     search.add_argument("query", nargs="+", help="one query or more, each in quotes")
     search.add_argument("-k", type=positive_int, default=10, help="results a query (default 10)")
     search.set_defaults(run=_run_search)
+
+
+def _add_export(commands):
+    export = commands.add_parser(
+        "export",
+        help="the next version of an export: other targets, or the same packed another way",
+        description="Writes a new version of an export, without training, encoding only what is added "
+        "or updated. Targets are JSON lines as for `tf-dynidx train`. Without changes of targets the "
+        "same ones are packed another way.",
+    )
+    export.add_argument("export", metavar="DIR", help="folder of the export, or of its versions")
+    export.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder of versions that the new one joins (default: DIR, if it has versions)",
+    )
+    export.add_argument("--added", metavar="FILE", help="targets that are new")
+    export.add_argument("--updated", metavar="FILE", help="targets whose texts have changed")
+    export.add_argument("--removed", metavar="FILE", help="identifiers of targets that go, one a line")
+    export.add_argument(
+        "--index", choices=["exact", "tree"], help="how targets are found (default: as before)"
+    )
+    export.add_argument(
+        "--row-dtype",
+        choices=["float32", "float16", "int8"],
+        help="in which targets are kept (default: as before)",
+    )
+    export.add_argument("--budget", type=positive_int, help="targets that a tree scores for a query")
+    export.add_argument("-k", type=positive_int, help="results a query, at most (default: as before)")
+    export.set_defaults(run=_run_export)
+
+
+def _add_serve(commands):
+    serve = commands.add_parser(
+        "serve",
+        help="a development server for an export",
+        description="Serves the newest version of an export over TensorFlow Serving's REST and gRPC "
+        "calls, with a page to ask from, and goes on to newer versions as they come. For development, "
+        "not for production: run TensorFlow Serving there; clients need no change.",
+    )
+    serve.add_argument("export", metavar="DIR", help="folder of the export, or of its versions")
+    serve.add_argument("--name", default="retrieval", help="of the model (default retrieval)")
+    serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
+    serve.add_argument("--port", type=port, default=8500, help="of gRPC (default 8500)")
+    serve.add_argument(
+        "--rest-port", type=port, default=8501, help="of REST and of the page (default 8501)"
+    )
+    serve.set_defaults(run=_run_serve)
 
 
 def _add_bench(commands):
@@ -236,6 +290,30 @@ def _add_bench(commands):
     )
     _add_seed_and_report(drift)
     drift.set_defaults(run=_run_bench_drift)
+
+    serve = subjects.add_parser(
+        "serve",
+        help="exports of each kind, and the development server under load",
+        description="Serves an export to 32 clients while a new version is put in place, and counts "
+        "errors and answers of each version; then compares exports, exact and tree, in throughput and "
+        "recall, on random clustered encodings and, where a file is given, on real ones. Ctrl-C ends "
+        "it early; what has been measured is printed and written.",
+    )
+    serve.add_argument(
+        "--rows",
+        type=_enough_rows,
+        default=1_000_000,
+        metavar="N",
+        help="random targets (default 1000000)",
+    )
+    serve.add_argument(
+        "--requests", type=positive_int, default=20_000, help="to the server (default 20000)"
+    )
+    serve.add_argument(
+        "--encodings", metavar="FILE", help="NumPy archive (.npz) with the arrays targets and queries"
+    )
+    _add_seed_and_report(serve)
+    serve.set_defaults(run=_run_bench_serve)
 
 
 def _add_data_files(bench):
@@ -336,6 +414,23 @@ def _run_search(options) -> int:
     return 0
 
 
+def _run_export(options) -> int:
+    import_tensorflow()
+    from tf_dynidx.cli.export import export
+
+    names = ("added", "updated", "removed", "output", "k", "index", "row_dtype", "budget")
+    path = export(options.export, **{name: getattr(options, name) for name in names})
+    print(f'export: {path}   ask it: tf-dynidx search {path} "a query"')
+    return 0
+
+
+def _run_serve(options) -> int:
+    import_tensorflow()
+    from tf_dynidx.cli.serve import serve
+
+    return serve(options.export, options.name, options.host, options.port, options.rest_port)
+
+
 def _run_bench_index(options) -> int:
     names = ("parts", "targets", "train", "test", "encodings", "steps", "max_rows", "rows", "seed")
     settings = bench_index.Settings(**{name: getattr(options, name) for name in (*names, "report")})
@@ -360,6 +455,21 @@ def _run_bench_drift(options) -> int:
     names = ("steps", "max_rows", "seed", "report")
     settings = drift.Settings(**{name: getattr(options, name) for name in names})
     return drift.bench_drift(settings, data)
+
+
+def _run_bench_serve(options) -> int:
+    from tf_dynidx import files
+    from tf_dynidx.cli import encodings
+
+    if options.report:
+        files.check_writable_target(options.report, "file")
+    real = encodings.read(options.encodings) if options.encodings else None
+    import_tensorflow()
+    from tf_dynidx.cli.bench import serve
+
+    names = ("rows", "requests", "encodings", "seed", "report")
+    settings = serve.Settings(**{name: getattr(options, name) for name in names})
+    return serve.bench_serve(settings, real)
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -8,18 +8,20 @@ from typing import TextIO
 import tensorflow as tf
 
 from tf_dynidx.cli.data import DataError
+from tf_dynidx.serving.folders import newest
 
 
 def search(folder: str | os.PathLike, queries: list[str], k: int = 10) -> list[list[tuple[str, float]]]:
     """The best targets of each query, best first.
 
     Args:
-        folder: An export whose ``retrieve`` signature takes text.
+        folder: An export whose ``retrieve`` signature takes text, or versions, of which the newest.
         queries: What to look for.
         k: How many targets a query gets, at most as many as the export returns.
 
     Returns:
-        For each query, k pairs of identifier and score. Integer identifiers are written as text.
+        For each query, k pairs of identifier and score, or fewer where there are no more. Integer
+        identifiers are written as text.
 
     Raises:
         DataError: If the folder cannot be asked, or if k is out of range.
@@ -36,7 +38,7 @@ def search(folder: str | os.PathLike, queries: list[str], k: int = 10) -> list[l
     scores = found["scores"].numpy()[:, :k].tolist()
     identifiers = found["identifiers"].numpy()[:, :k].tolist()
     return [
-        [(_text(identifier), score) for identifier, score in zip(*pairs, strict=True)]
+        [(_text(each), score) for each, score in zip(*pairs, strict=True) if each not in (b"", -1)]
         for pairs in zip(identifiers, scores, strict=True)
     ]
 
@@ -71,7 +73,7 @@ def print_results(
 
 def _load_retrieve(folder: str | os.PathLike):
     """The ``retrieve`` signature of an export."""
-    path = Path(folder)
+    path = newest(folder)
     if not path.is_dir():
         problem = "this is not a folder" if path.exists() else "there is no such folder"
         raise DataError(

@@ -26,6 +26,7 @@ _EVALUATIONS = 10  # points of the history
 _HISTORY_QUERIES = 2000  # queries that a point of the history is measured on, at most
 _KNOWN_POSITIVES = 32  # positives of a query that are masked, at most: each is compared everywhere
 _TIMED_STEPS = 20  # steps of mining that are run by themselves to be timed
+_SAMPLE_QUERIES = 256  # that the recall of an export is measured with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +167,8 @@ def train(
             query_spec=text,
             target_spec=text,
             replace=True,
+            sample_queries=test.queries[:_SAMPLE_QUERIES],
+            metrics=report["metrics"],
         )
 
     def encodings():

@@ -21,6 +21,7 @@ from tf_dynidx.models.gradient_cache import changing_state, encode_in_chunks
 from tf_dynidx.ops.in_place import ids_after
 from tf_dynidx.ops.membership import is_among
 from tf_dynidx.serving import export_retrieval
+from tf_dynidx.serving.folders import destination
 from tf_dynidx.variables import named_variables, read, write
 
 _LOOK_EVERY = 16  # calls of the training function; looking waits for an accelerator to be done
@@ -567,26 +568,43 @@ class DualEncoder(keras.Model):
         query_spec=None,
         target_spec=None,
         replace=False,
+        version=None,
+        index="exact",
+        row_dtype="float32",
+        budget=None,
+        sample_queries=None,
+        metrics=None,
     ):
         """Writes a SavedModel that answers queries: encodes all targets once more and packs them in.
 
+        `docs/serving.md` has its signatures, and how it is served and kept current.
+
         Args:
             path: folder to write; must not exist unless `replace`.
-            k: int, how many targets `retrieve` returns.
+            k: int, how many targets `retrieve` returns, and the most that can be asked for.
             preprocess_query, preprocess_target: functions of TensorFlow ops from raw features to what
                 the towers take, exported with them; default none. One that holds variables or tables
                 must be a `tf.Module` or a Keras layer.
             query_spec, target_spec: `tf.TensorSpec`, or a dict of them, of what the export takes;
                 default: the inputs of the towers.
             replace: bool, whether to replace an export that is there.
+            version: None (default): `path` is the SavedModel. An int, or "next" for one above the
+                newest: `path/<version>` is, as TF Serving wants it.
+            index: "exact" (default) scores every target; "tree" only those near to the query.
+            row_dtype: in which targets are kept: "float32" (default), "float16" or "int8".
+            budget: int, how many targets a tree scores for a query; default as for
+                `DynamicIndex.search`.
+            sample_queries: query features, as the export takes them, to measure the recall of the
+                index with; default: targets stand in for queries, and the model card says so.
+            metrics: dict for the model card.
 
         Returns:
-            str, the path.
+            str, the folder of the SavedModel.
 
         Raises:
             ValueError: an argument is not as described; nothing is written.
         """
-        files.check_writable_target(path, "directory", replace=replace)
+        files.check_writable_target(destination(path, version), "directory", replace=replace)
 
         def encode_query(query):
             query = preprocess_query(query) if preprocess_query else query
@@ -607,6 +625,12 @@ class DualEncoder(keras.Model):
             embeddings=self.encode_corpus(),
             identifiers=self.corpus.identifiers,
             k=k,
+            version=version,
+            index=index,
+            row_dtype=row_dtype,
+            budget=budget,
+            sample_queries=sample_queries,
+            metrics=metrics,
             trackables=[holder for holder in holders if isinstance(holder, trackable)],
             replace=replace,
         )

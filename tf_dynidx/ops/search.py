@@ -9,7 +9,7 @@ from tf_dynidx.ops.nodes import NEVER
 ROWS_AT_A_TIME = 512  # rows that a search of the tree scores for each query before it keeps the best
 
 
-def exact_top_k(queries, embeddings, k, block_size=65_536):
+def exact_top_k(queries, embeddings, k, block_size=65_536, scales=None, exclude=None):
     """The k targets with the highest inner product, best first; of equals, the lower row first.
 
     Scores are held for one block of targets at a time: float32 [queries, max(block_size, k)], not
@@ -17,12 +17,14 @@ def exact_top_k(queries, embeddings, k, block_size=65_536):
 
     Args:
         queries: float32 [queries, dim].
-        embeddings: float [targets, dim], tensor or variable; the number of targets is static.
+        embeddings: float or int8 [targets, dim], tensor or variable; the number of targets is static.
         k: int, at most the number of targets.
         block_size: int, targets that are scored at a time.
+        scales: float32 [targets], what each row is to be multiplied by; default: it stands for itself.
+        exclude: int32 [queries, excluded], rows that are left out; padded with `NEVER`; default none.
 
     Returns:
-        (scores, rows): float32 [queries, k] and int32 [queries, k].
+        (scores, rows): float32 [queries, k] and int32 [queries, k]; (-inf, -1) where there are no more.
 
     Raises:
         ValueError: If there are fewer than k targets, or if k or block_size is below 1.
@@ -38,7 +40,12 @@ def exact_top_k(queries, embeddings, k, block_size=65_536):
 
     def best_of_block(start, size):
         block = tf.cast(tf.slice(embeddings, [start, 0], [size, -1]), tf.float32)
-        scores, places = tf.math.top_k(tf.matmul(queries, block, transpose_b=True), min(k, size))
+        scores = tf.matmul(queries, block, transpose_b=True)
+        if scales is not None:
+            scores *= tf.slice(scales, [start], [size])
+        if exclude is not None:
+            scores = _without(scores, exclude - start)
+        scores, places = tf.math.top_k(scores, min(k, size))
         return scores, start + places
 
     def merged(best, later):
@@ -61,10 +68,11 @@ def exact_top_k(queries, embeddings, k, block_size=65_536):
         )
     if remainder:
         best = merged(best, best_of_block(blocks * block_size, remainder))
-    return best
+    scores, rows = best
+    return scores, rows if exclude is None else tf.where(scores > -float("inf"), rows, NEVER)
 
 
-def tree_top_k(levels, rows, ids, queries, k, shape, exclude):
+def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None):
     """The k rows with the highest inner product among the rows of the leaves nearest to each query.
 
     All nodes of level `shape.dense` are ranked by the best score to be expected in them, the best
@@ -73,12 +81,13 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude):
 
     Args:
         levels: list of `tf_dynidx.ops.nodes.Level`, from the leaves up.
-        rows: float [slots, dim], variable or tensor.
+        rows: float or int8 [slots, dim], variable or tensor.
         ids: int32 [slots], row ids.
         queries: float32 [queries, dim].
         k: int.
         shape: `tf_dynidx.ops.frontier.Shape`.
         exclude: int32 [queries, excluded], row ids that are left out; padded with `NEVER`.
+        scales: float32 [slots], what each row is to be multiplied by; default: it stands for itself.
 
     Returns:
         (scores, ids): float32 and int32 [queries, k], best first, of equals the lower id first; (-inf,
@@ -114,6 +123,8 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude):
         position = start + tf.range(block)[None]
         slots = member_slots(front, position, shape.leaf_size)
         scores = dots(queries, rows, slots)
+        if scales is not None:
+            scores *= tf.gather(scales, slots)
         found = tf.gather(ids, slots)
         read = (position < front.members[:, None]) & (position < shape.budget)
         out = ~read | (found == NEVER) | is_among(found, exclude)
@@ -129,6 +140,17 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude):
         parallel_iterations=1,
     )
     return _scores_and_ids(best)
+
+
+def _without(scores, places):
+    """scores [queries, block] with -inf at places [queries, any]; others do nothing."""
+    shape, width = tf.shape(places), tf.shape(scores)[1]
+    inside = (places >= 0) & (places < width)
+    query = tf.tile(tf.range(shape[0])[:, None], [1, shape[1]])
+    where = tf.stack([query, tf.where(inside, places, 0)], axis=2)
+    # A minimum, which infinity does not change: what is outside points at the first place.
+    most = tf.where(inside, -float("inf"), float("inf"))
+    return tf.tensor_scatter_nd_min(scores, where, most)
 
 
 def _keys(scores, ids):

@@ -4,17 +4,21 @@ What is saved is a plain `tf.Module` with what its signatures use, and nothing e
 nor this package is needed to load it, and no optimizer state or Keras configuration goes with it.
 """
 
-import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
 
 import numpy as np
 import tensorflow as tf
 
-from tf_dynidx.files import new_directory
-from tf_dynidx.ops.search import exact_top_k
+from tf_dynidx.index import checks
+from tf_dynidx.serving.folders import destination
+from tf_dynidx.serving.identifiers import checked_identifiers
+from tf_dynidx.serving.indexes import INDEXES
+from tf_dynidx.serving.retrieval import EXCLUDE, K
+from tf_dynidx.serving.table import ROW_DTYPES, packed
+from tf_dynidx.serving.writing import Contents, write
 
 Features = tf.Tensor | dict[str, tf.Tensor]
 FeatureSpec = tf.TensorSpec | Mapping[str, tf.TensorSpec]
@@ -30,41 +34,69 @@ def export_retrieval(
     embeddings,
     identifiers,
     k: int = 100,
+    version: int | str | None = None,
+    index: str = "exact",
+    row_dtype: str = "float32",
+    budget: int | None = None,
+    sample_queries: Features | None = None,
+    metrics: Mapping | None = None,
     trackables: Iterable[tf.Module] = (),
     replace: bool = False,
 ) -> str:
-    """Writes a SavedModel that encodes queries and searches the targets exactly.
+    """Writes a SavedModel that encodes queries and finds their best targets.
 
     Its signatures, all with a free batch size:
 
-    - ``retrieve``, also ``serving_default``: ``scores``, float32 ``[batch, k]``, and
-      ``identifiers``, string or int64 ``[batch, k]``, best first; of equal scores, the earlier
-      target first.
+    - ``retrieve``, also ``serving_default``: from query features to ``scores``, float32
+      ``[batch, k]``, and ``identifiers``, string or int64 ``[batch, k]``, best first; of equal
+      scores, the earlier target first.
+    - ``retrieve_with``: the same, with two inputs more, since a signature has no optional ones:
+      ``k``, int32, one number or one for each query, at most the k of the export; and ``exclude``,
+      identifiers ``[batch, any]`` that are left out, padded with ``""`` or ``-1``. The outputs are as
+      wide as the largest k.
+    - ``similar``: from ``identifiers`` ``[batch]`` of targets to their neighbours by inner product,
+      without themselves.
     - ``encode_query`` and ``encode_target``: ``embedding``, float32 ``[batch, dim]``.
 
-    Their inputs are named by the keys of the specs; a spec that is one tensor makes the input
-    ``query`` or ``target``. The folder appears whole or not at all. The embeddings are stored as
-    they are given, and do not follow what is trained later.
+    Inputs are named by the keys of the specs; a spec that is one tensor makes the input ``query`` or
+    ``target``. Where there are fewer targets than asked for, the rest is ``""`` or ``-1`` with the
+    lowest float32 for a score. An identifier that is unknown and a k out of range are refused when
+    the model is asked.
+
+    Beside the SavedModel, in ``assets.extra``, lie a model card (``model_card.json``) and a warm-up
+    request for TF Serving. The folder appears whole or not at all. The embeddings are stored as they
+    are given, and do not follow what is trained later; `refresh_export` writes a version with others.
 
     Args:
-        path: Folder of the SavedModel. Folders above it are made.
+        path: Folder of the SavedModel, or with ``version`` of its versions. Folders above it are made.
         encode_query: From query features, in the structure of ``query_spec``, to float32
             ``[batch, dim]``. It is traced as it stands: call layers with ``training=False`` in it.
         query_spec: One tensor, or one for each named feature; leading axes ``None``.
         encode_target: The same for targets.
         target_spec: The same for targets.
-        embeddings: ``[targets, dim]``, finite, stored as float32.
-        identifiers: One string or integer for each target, without repeats.
+        embeddings: ``[targets, dim]``, finite.
+        identifiers: One string or integer for each target, without repeats; not ``""`` nor ``-1``.
         k: How many targets ``retrieve`` returns, at most the number of targets.
+        version: None (default): ``path`` is the SavedModel, as `tf.saved_model.load` takes it. A
+            number of at least 1, or "next" for one above the newest: ``path/<version>`` is, as TF
+            Serving wants it.
+        index: "exact" (default) scores every target; "tree" only those near to the query.
+        row_dtype: In which targets are kept: "float32" (default), "float16" (half the memory) or
+            "int8" (a quarter, each row with a scale of its own). Scores are those of what is kept.
+        budget: How many targets a tree scores for a query; default as for `DynamicIndex.search`.
+        sample_queries: Query features to measure the recall of the index with, and the first of
+            them for the warm-up; in the structure of ``query_spec``. Default: encodings of targets
+            stand in for queries, and the card says so.
+        metrics: Figures of the model for the model card, as JSON can hold them.
         trackables: Keras models, layers or modules that hold the lookup tables of the callables.
             Variables are found without it.
         replace: Whether an existing folder is replaced, once the new one is complete.
 
     Returns:
-        ``path`` as a string.
+        The folder of the SavedModel, as a string.
 
     Raises:
-        OutputError: A ``ValueError``, if ``path`` is taken.
+        OutputError: A ``ValueError``, if the folder is taken.
         ValueError: If an argument is not as described here; nothing is written.
 
     Example:
@@ -82,8 +114,13 @@ def export_retrieval(
         retrieve = tf.saved_model.load("exported").signatures["retrieve"]
         retrieve(query=tf.constant(["a query"]))["identifiers"]
     """
+    checks.one_of("index", index, INDEXES)
+    checks.one_of("row_dtype", row_dtype, ROW_DTYPES)
+    if budget is not None:
+        budget = checks.positive_int("budget", budget)
+    folder = destination(path, version)
     embeddings = _checked_embeddings(embeddings)
-    identifiers = _checked_identifiers(identifiers, len(embeddings))
+    identifiers = checked_identifiers(identifiers, len(embeddings))
     if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= k <= len(embeddings):
         raise ValueError(
             "k is an integer from 1 to the number of targets. "
@@ -91,30 +128,29 @@ def export_retrieval(
         )
     trackables = _checked_trackables(trackables)
 
-    module = tf.Module()
-    # Variables, since a graph that holds them as constants could not be saved above 2 GB.
-    module.embeddings = tf.Variable(embeddings, trainable=False, name="embeddings")
-    module.identifiers = tf.Variable(identifiers, trainable=False, name="identifiers")
-
     dim = embeddings.shape[1]
     encode_query = _encoder("encode_query", encode_query, "query", query_spec, dim)
     encode_target = _encoder("encode_target", encode_target, "target", target_spec, dim)
-
-    @tf.function(input_signature=encode_query.input_signature)
-    def retrieve(features):
-        queries = encode_query(features)["embedding"]
-        scores, rows = exact_top_k(queries, module.embeddings, int(k))
-        return {"scores": scores, "identifiers": tf.gather(module.identifiers, rows)}
-
-    functions = {"retrieve": retrieve, "encode_query": encode_query, "encode_target": encode_target}
-    signatures = {name: function.get_concrete_function() for name, function in functions.items()}
-    signatures["serving_default"] = signatures["retrieve"]
-    # Not the trackables themselves: a compiled model would bring its optimizer along.
-    module.resources = _resources(signatures.values(), trackables)
-
-    with new_directory(path, replace=replace) as folder, _numbered_tables(module.resources):
-        tf.saved_model.save(module, str(folder), signatures=signatures)
-    return os.fspath(path)
+    taken = {K, EXCLUDE} & encode_query.input_signature[0].keys()
+    if taken:
+        raise ValueError(
+            f"k and exclude are inputs of retrieve_with already. Received: a feature {taken.pop()!r} "
+            "of encode_query. Name it otherwise."
+        )
+    functions = [each.get_concrete_function() for each in (encode_query, encode_target)]
+    contents = Contents(
+        encode_query,
+        encode_target,
+        # Not the trackables themselves: a compiled model would bring its optimizer along.
+        _resources(functions, trackables),
+        packed(embeddings, row_dtype),
+        identifiers,
+    )
+    samples = None
+    if sample_queries is not None:
+        samples = _sampled(encode_query, sample_queries, query_spec)
+    options = {"k": int(k), "index": index, "row_dtype": row_dtype, "budget": budget}
+    return write(folder, contents, embeddings, samples, dict(metrics or {}), replace, **options)
 
 
 def _checked_embeddings(embeddings) -> np.ndarray:
@@ -130,35 +166,6 @@ def _checked_embeddings(embeddings) -> np.ndarray:
         row = np.argmin(np.isfinite(embeddings).all(axis=1))
         raise ValueError(f"embeddings are finite. Received: row {row} is {embeddings[row]}.")
     return embeddings
-
-
-def _checked_identifiers(identifiers, targets: int) -> tf.Tensor:
-    """The identifiers as string or int64 ``[targets]``."""
-    try:
-        tensor = tf.convert_to_tensor(identifiers)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"identifiers are all strings or all integers. Received: {error}") from error
-    if tensor.dtype != tf.string:
-        # What is above int64 would silently become another, negative, identifier.
-        if not tensor.dtype.is_integer or tensor.dtype == tf.uint64:
-            raise ValueError(
-                f"identifiers are strings, or integers that fit int64. Received: {tensor.dtype.name}."
-            )
-        tensor = tf.cast(tensor, tf.int64)
-    if tensor.shape != [targets]:
-        raise ValueError(
-            f"There is one identifier for each of the {targets} embeddings. "
-            f"Received: identifiers of shape {tensor.shape.as_list()}."
-        )
-    values = tensor.numpy().tolist()
-    if len(set(values)) < targets:
-        row_of = {}
-        for row, value in enumerate(values):
-            if row_of.setdefault(value, row) != row:
-                raise ValueError(
-                    f"identifiers do not repeat. Received: {value!r} in rows {row_of[value]} and {row}."
-                )
-    return tensor
 
 
 def _checked_trackables(trackables) -> list:
@@ -210,6 +217,25 @@ def _encoder(name: str, encode: Callable, input_name: str, spec: FeatureSpec, di
     return encoder
 
 
+def _sampled(encode_query, queries, spec) -> dict:
+    """Sample queries as a dict of tensors, as the function takes them."""
+    (specs,) = encode_query.input_signature
+    queries = dict(queries) if isinstance(spec, Mapping) else {"query": queries}
+    try:
+        queries = {name: tf.convert_to_tensor(queries[name], specs[name].dtype) for name in specs}
+        fitting = all(specs[name].is_compatible_with(value) for name, value in queries.items())
+        fitting &= len({len(value) for value in queries.values()}) == 1
+        fitting &= all(len(value) > 0 for value in queries.values())
+    except (KeyError, TypeError, ValueError):
+        fitting = False
+    if not fitting:
+        raise ValueError(
+            "sample_queries are features as query_spec describes them, of one query or more. "
+            f"Received: {queries!r:.200} for {spec}."
+        )
+    return queries
+
+
 def _resources(functions: Iterable, trackables: list) -> list:
     """The variables and lookup tables that traced functions use.
 
@@ -238,21 +264,3 @@ def _resources(functions: Iterable, trackables: list) -> list:
             f"models that hold them to trackables. Received: {trackables}."
         )
     return [owners[handle] for handle in handles]
-
-
-@contextlib.contextmanager
-def _numbered_tables(resources: list) -> Iterator[None]:
-    """Lets tables be saved under numbers.
-
-    TensorFlow saves a table that was read from a file under a name with the file's absolute path.
-    The file itself goes along as an asset, and the path says nothing on another machine.
-    """
-    tables = [part for part in resources if isinstance(part, tf.lookup.StaticHashTable)]
-    names = [table._shared_name for table in tables]
-    try:
-        for number, table in enumerate(tables):
-            table._shared_name = f"table_{number}"
-        yield
-    finally:
-        for table, name in zip(tables, names, strict=True):
-            table._shared_name = name

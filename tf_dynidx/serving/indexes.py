@@ -1,0 +1,163 @@
+"""The index inside an export: every row is scored, or those that a tree, now fixed, leads to."""
+
+import tensorflow as tf
+
+from tf_dynidx.index import DynamicIndex
+from tf_dynidx.ops.frontier import Shape
+from tf_dynidx.ops.nodes import NEVER, Level
+from tf_dynidx.ops.search import ROWS_AT_A_TIME, exact_top_k, tree_top_k
+from tf_dynidx.serving.table import Table, taken, unpacked
+
+INDEXES = ("exact", "tree")
+_FLOATS = 2**26  # numbers that are held at a time to answer a batch: 256 MB
+_EXACT_BLOCK = 65_536
+
+
+class _Index(tf.Module):
+    """Rows of a table in variables: a graph that holds them as constants is limited to 2 GB."""
+
+    def __init__(self, table: Table):
+        super().__init__()
+        self.rows = _variable(table.rows, "rows")
+        self.scales = None if table.scales is None else _variable(table.scales, "scales")
+
+    def table(self) -> Table:
+        """What is stored."""
+        return Table(self.rows.numpy(), None if self.scales is None else self.scales.numpy())
+
+    def _read(self, places):
+        rows = tf.cast(tf.gather(self.rows, places), tf.float32)
+        return rows if self.scales is None else rows * tf.gather(self.scales, places)[:, None]
+
+
+class ExactIndex(_Index):
+    """Scores every row.
+
+    Args:
+        table: the rows.
+        k: int, the most that is asked for.
+    """
+
+    kind = "exact"
+
+    def __init__(self, table: Table, k: int):
+        super().__init__(table)
+        self._k = k
+        self.rows_scored = len(table.rows)
+
+    def top_k(self, queries, exclude=None):
+        """The k best rows.
+
+        Args:
+            queries: float32 [queries, dim].
+            exclude: int32 [queries, excluded], rows to be left out, padded with -1; default none.
+
+        Returns:
+            (scores, rows): float32 and int32 [queries, k], best first, of equals the earlier row first;
+            (-inf, -1) where there are no more.
+        """
+
+        def search(queries, exclude=None):
+            return exact_top_k(queries, self.rows, self._k, _EXACT_BLOCK, self.scales, exclude)
+
+        block = min(_EXACT_BLOCK, self.rows_scored)
+        return _in_parts(search, queries, exclude, _FLOATS // block, self._k)
+
+    def read(self, rows):
+        """The encodings of rows, int32 [rows]: float32 [rows, dim]."""
+        return self._read(rows)
+
+
+class TreeIndex(_Index):
+    """Scores the rows of the leaves that are nearest to a query.
+
+    Of the tree it keeps what a search reads, and nothing that is needed to change it.
+
+    Args:
+        table: the rows.
+        k: int, the most that is asked for.
+        budget: int, rows that are scored for a query, or None: as for `DynamicIndex.search`.
+    """
+
+    kind = "tree"
+
+    def __init__(self, table: Table, k: int, budget: int | None):
+        number, dim = table.rows.shape
+        built = DynamicIndex(dim, number)
+        built.build(unpacked(table))
+        tree = built.tree
+        # In the order of the tree, so that the rows of a leaf lie side by side.
+        super().__init__(taken(table, tree.ids.numpy()))
+        self.ids = _variable(tree.ids, "ids")
+        self.slots = _variable(tree.slots[:number], "slots")
+        self.counts = [_variable(each, "counts") for each in tree.counts[: tree.dense + 1]]
+        self.moments = [_variable(each, "moments") for each in tree.moments[: tree.dense + 1]]
+        self._k = k
+        shape = built._search_shape(k, budget)
+        # As a tuple, since tf.Module would wrap a named one.
+        self._shape = tuple(shape)
+        self.rows_scored = min(shape.budget, number)
+        self._part = max(1, _FLOATS // (2 * dim * (built._nodes_scored(shape) + ROWS_AT_A_TIME)))
+
+    def top_k(self, queries, exclude=None):
+        """The k best rows that are found; as `ExactIndex.top_k`."""
+        levels = [Level(c, m, None, None) for c, m in zip(self.counts, self.moments, strict=True)]
+        shape = Shape(*self._shape)
+
+        def search(queries, exclude=None):
+            if exclude is None:
+                exclude = tf.fill([tf.shape(queries)[0], 1], NEVER)
+            args = (levels, self.rows, self.ids, queries, self._k, shape, exclude, self.scales)
+            return tree_top_k(*args)
+
+        return _in_parts(search, queries, exclude, self._part, self._k)
+
+    def read(self, rows):
+        """The encodings of rows, int32 [rows]: float32 [rows, dim]."""
+        return self._read(tf.gather(self.slots, rows))
+
+
+def make_index(kind: str, table: Table, k: int, budget: int | None):
+    """An index of one of the kinds `INDEXES`."""
+    return ExactIndex(table, k) if kind == "exact" else TreeIndex(table, k, budget)
+
+
+def stored_table(index) -> Table:
+    """The table that an index, as it was loaded from an export, was made of."""
+    scales = getattr(index, "scales", None)
+    table = Table(index.rows.numpy(), None if scales is None else scales.numpy())
+    slots = getattr(index, "slots", None)
+    return table if slots is None else taken(table, slots.numpy())
+
+
+def _in_parts(search, queries, exclude, size, k):
+    """Answers a batch of any size, so many queries at a time: memory does not grow with the batch.
+
+    A batch that is one part is answered as it stands.
+    """
+    batch = tf.shape(queries)[0]
+    size = tf.clip_by_value(batch, 1, max(1, size))
+    parts = tf.maximum(1, -(-batch // size))
+    given = (queries,) if exclude is None else (queries, exclude)
+    filler = (0.0, NEVER)
+
+    def cut(tensor, fill):
+        missing = [[0, parts * size - batch], [0, 0]]
+        tensor = tf.pad(tensor, missing, constant_values=tf.cast(fill, tensor.dtype))
+        return tf.reshape(tensor, [parts, size, tf.shape(tensor)[1]])
+
+    width = queries.shape[1]
+    scores, rows = tf.map_fn(
+        lambda part: search(tf.ensure_shape(part[0], [None, width]), *part[1:]),
+        tuple(cut(tensor, fill) for tensor, fill in zip(given, filler, strict=False)),
+        fn_output_signature=(
+            tf.TensorSpec([None, k], tf.float32),
+            tf.TensorSpec([None, k], tf.int32),
+        ),
+        parallel_iterations=1,
+    )
+    return tf.reshape(scores, [-1, k])[:batch], tf.reshape(rows, [-1, k])[:batch]
+
+
+def _variable(values, name):
+    return tf.Variable(values, trainable=False, name=name)
