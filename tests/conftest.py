@@ -5,12 +5,18 @@ from hypothesis import settings
 
 from tf_dynidx.keras_world import IS_KERAS_3
 
-# They use no Keras (`index/test_imports.py` holds the first two to that): in one world is enough.
+# They use no Keras (`index/test_imports.py` holds the first two to that), or little that others do not
+# use as well: in one world is enough.
 _WITHOUT_KERAS = [
-    *("index", "ops", "server"),
+    *("index", "ops", "miners", "server"),
     *("test_identifiers.py", "test_indexes.py", "test_refresh.py", "test_retrieval.py"),
     "test_writing.py",
+    *("test_bench_drift.py", "test_bench_index.py", "test_bench_serve.py"),
+    *("test_compare.py", "test_compare_process.py", "test_data.py", "test_docstrings.py"),
 ]
+
+# Nothing that tests compile runs for long.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 # A first call compiles, so no example has a deadline; and each runs TensorFlow, so there are few.
 settings.register_profile("few", deadline=None, max_examples=25)

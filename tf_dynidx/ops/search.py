@@ -72,7 +72,7 @@ def exact_top_k(queries, embeddings, k, block_size=65_536, scales=None, exclude=
     return scores, rows if exclude is None else tf.where(scores > -float("inf"), rows, NEVER)
 
 
-def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None):
+def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises=None):
     """The k rows with the highest inner product among the rows of the leaves nearest to each query.
 
     All nodes of level `shape.dense` are ranked by the best score to be expected in them, the best
@@ -80,7 +80,8 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None):
     `shape.budget` of them are.
 
     Args:
-        levels: list of `tf_dynidx.ops.nodes.Level`, from the leaves up.
+        levels: list of `tf_dynidx.ops.nodes.Level`, from the leaves up, of which counts and moments are
+            read; with `rises`, of the moments the centres alone.
         rows: float or int8 [slots, dim], variable or tensor.
         ids: int32 [slots], row ids.
         queries: float32 [queries, dim].
@@ -88,6 +89,8 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None):
         shape: `tf_dynidx.ops.frontier.Shape`.
         exclude: int32 [queries, excluded], row ids that are left out; padded with `NEVER`.
         scales: float32 [slots], what each row is to be multiplied by; default: it stands for itself.
+        rises: list by level of what `rise` says of all nodes, of a tree that does not change; default:
+            it is computed of the nodes that are looked at, which reads twice as much.
 
     Returns:
         (scores, ids): float32 and int32 [queries, k], best first, of equals the lower id first; (-inf,
@@ -97,7 +100,7 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None):
     norms = tf.norm(queries, axis=1, keepdims=True)
     level = levels[shape.dense]
     best_in = tf.matmul(queries, level.moments[:, :dim], transpose_b=True)
-    best_in += norms * _rise(level.counts, level.moments)
+    best_in += norms * (rise(level.counts, level.moments) if rises is None else rises[shape.dense])
     nodes = None
     for here in range(shape.dense, -1, -1):
         # Of leaves, twice as many as fill the budget when full.
@@ -113,7 +116,10 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None):
         level = levels[here - 1]
         moments = tf.gather(level.moments, nodes)
         best_in = tf.reduce_sum(moments[:, :, :dim] * queries[:, None, :], axis=2)
-        best_in += norms * _rise(tf.gather(level.counts, nodes), moments)
+        if rises is None:
+            best_in += norms * rise(tf.gather(level.counts, nodes), moments)
+        else:
+            best_in += norms * tf.gather(rises[here - 1], nodes)
     ends = tf.cumsum(tf.gather(levels[0].counts, opened), axis=1)
     front = Frontier(opened, ends, ends[:, -1], [])
     block = min(ROWS_AT_A_TIME, shape.budget)
@@ -169,12 +175,18 @@ def _scores_and_ids(keys):
     return tf.bitcast(bits, tf.float32), tf.cast(ids, tf.int32)
 
 
-def _rise(counts, moments):
+def rise(counts, moments):
     """How far the best of a node's rows is to be expected above its centre, for a query of norm 1.
 
     n draws from a Gaussian have their largest near its quantile (n - 3/8) / (n + 1/4) (Blom 1958); its
     variance along the query is taken as the mean over all directions, which costs no dot product.
-    -inf for a node without rows.
+
+    Args:
+        counts: int32 [..., nodes].
+        moments: float32 [..., nodes, 2 dim], as in `tf_dynidx.ops.nodes.Level`.
+
+    Returns:
+        float32 [..., nodes]; -inf for a node without rows.
     """
     number = tf.cast(counts, tf.float32)
     quantile = (tf.maximum(number, 1.0) - 0.375) / (tf.maximum(number, 1.0) + 0.25)

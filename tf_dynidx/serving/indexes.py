@@ -5,7 +5,7 @@ import tensorflow as tf
 from tf_dynidx.index import DynamicIndex
 from tf_dynidx.ops.frontier import Shape
 from tf_dynidx.ops.nodes import NEVER, Level
-from tf_dynidx.ops.search import ROWS_AT_A_TIME, exact_top_k, tree_top_k
+from tf_dynidx.ops.search import ROWS_AT_A_TIME, exact_top_k, rise, tree_top_k
 from tf_dynidx.serving.table import Table, taken, unpacked
 
 INDEXES = ("exact", "tree")
@@ -90,8 +90,10 @@ class TreeIndex(_Index):
         super().__init__(taken(table, tree.ids.numpy()))
         self.ids = _variable(tree.ids, "ids")
         self.slots = _variable(tree.slots[:number], "slots")
-        self.counts = [_variable(each, "counts") for each in tree.counts[: tree.dense + 1]]
-        self.moments = [_variable(each, "moments") for each in tree.moments[: tree.dense + 1]]
+        read = tree.levels[: tree.dense + 1]
+        self.counts = [_variable(each.counts, "counts") for each in read]
+        self.centres = [_variable(each.moments[:, :dim], "centres") for each in read]
+        self.rises = [_variable(rise(each.counts, each.moments), "rises") for each in read]
         self._k = k
         shape = built._search_shape(k, budget)
         # As a tuple, since tf.Module would wrap a named one.
@@ -101,14 +103,14 @@ class TreeIndex(_Index):
 
     def top_k(self, queries, exclude=None):
         """The k best rows that are found; as `ExactIndex.top_k`."""
-        levels = [Level(c, m, None, None) for c, m in zip(self.counts, self.moments, strict=True)]
+        levels = [Level(c, m, None, None) for c, m in zip(self.counts, self.centres, strict=True)]
         shape = Shape(*self._shape)
 
         def search(queries, exclude=None):
             if exclude is None:
                 exclude = tf.fill([tf.shape(queries)[0], 1], NEVER)
-            args = (levels, self.rows, self.ids, queries, self._k, shape, exclude, self.scales)
-            return tree_top_k(*args)
+            seen = (levels, self.rows, self.ids, queries, self._k, shape, exclude)
+            return tree_top_k(*seen, self.scales, self.rises)
 
         return _in_parts(search, queries, exclude, self._part, self._k)
 
