@@ -12,7 +12,7 @@ import movielens
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
-from tfrs_retrieval import embedding
+from tfrs_retrieval import embedding, evaluate
 
 import tf_dynidx as tdx
 
@@ -45,11 +45,11 @@ class ContextModel(tfrs.Model):
 
     def __init__(self, user_model, movie_model, task):
         super().__init__()
-        self.query_model, self.candidate_model, self.task = user_model, movie_model, task
+        self.user_model, self.movie_model, self.task = user_model, movie_model, task
 
     def compute_loss(self, features, training=False):
-        users = self.query_model({name: features[name] for name in ("user_id", "timestamp")})
-        movies = self.candidate_model(features["movie_title"])
+        users = self.user_model({name: features[name] for name in ("user_id", "timestamp")})
+        movies = self.movie_model(features["movie_title"])
         return self.task(
             users, movies, candidate_ids=features["movie_title"], compute_metrics=not training
         )
@@ -71,9 +71,7 @@ def main():
         model = ContextModel(user_model, movie_model, task)
         model.compile(tf.keras.optimizers.Adagrad(0.1))
         model.fit(train, epochs=3, verbose=0)
-        movies = tf.data.Dataset.from_tensor_slices(data.titles).batch(128)
-        ranking.index_from_dataset(movies.map(lambda title, tower=movie_model: (title, tower(title))))
-        found = model.evaluate(test, return_dict=True, verbose=0)
+        found = evaluate(model, ranking, data.titles, test)
         share = found["factorized_top_k/top_100_categorical_accuracy"]
         print(f"{'without' if timestamps is None else 'with'} the time: top 100 {share:.3f}")
 

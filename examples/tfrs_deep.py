@@ -10,7 +10,7 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported
 import movielens
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
-from tfrs_retrieval import MovielensModel, embedding
+from tfrs_retrieval import MovielensModel, embedding, evaluate
 
 import tf_dynidx as tdx
 
@@ -25,7 +25,6 @@ def main():
     """Trains a shallow and a deep model, and compares."""
     data = movielens.load()
     train, test = data.split()
-    movies = tf.data.Dataset.from_tensor_slices(data.titles).batch(128)
     for sizes in ((32,), (64, 32)):
         tf.keras.utils.set_random_seed(0)
         user_model = deep(embedding(data.users), sizes)
@@ -38,8 +37,7 @@ def main():
         model = MovielensModel(user_model, movie_model, task)
         model.compile(tf.keras.optimizers.Adagrad(0.1))
         model.fit(train, epochs=3, verbose=0)
-        ranking.index_from_dataset(movies.map(lambda title, tower=movie_model: (title, tower(title))))
-        found = model.evaluate(test, return_dict=True, verbose=0)
+        found = evaluate(model, ranking, data.titles, test)
         share = found["factorized_top_k/top_100_categorical_accuracy"]
         print(f"layers {sizes}: top 100 {share:.3f}")
 

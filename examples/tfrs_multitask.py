@@ -10,7 +10,7 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported
 import movielens
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
-from tfrs_retrieval import embedding
+from tfrs_retrieval import embedding, evaluate
 
 import tf_dynidx as tdx
 
@@ -45,7 +45,6 @@ def main():
     """Trains for ratings alone, for retrieval alone, and for both."""
     data = movielens.load()
     train, test = data.split()
-    movies = tf.data.Dataset.from_tensor_slices(data.titles).batch(128)
     for name, weights in (("rating", (1.0, 0.0)), ("retrieval", (0.0, 1.0)), ("both", (1.0, 1.0))):
         tf.keras.utils.set_random_seed(0)
         user_model, movie_model = embedding(data.users), embedding(data.titles)
@@ -57,8 +56,7 @@ def main():
         model = MultitaskModel(user_model, movie_model, task, weights)
         model.compile(tf.keras.optimizers.Adagrad(0.1))
         model.fit(train, epochs=3, verbose=0)
-        ranking.index_from_dataset(movies.map(lambda title, tower=movie_model: (title, tower(title))))
-        found = model.evaluate(test, return_dict=True, verbose=0)
+        found = evaluate(model, ranking, data.titles, test)
         share = found["factorized_top_k/top_100_categorical_accuracy"]
         print(f"{name}: top 100 {share:.3f}, rating error {found['root_mean_squared_error']:.2f}")
 

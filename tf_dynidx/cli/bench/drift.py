@@ -6,12 +6,12 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from tf_dynidx import files, miners
+from tf_dynidx import miners
 from tf_dynidx.cli import encodings as random_encodings
 from tf_dynidx.cli import training
 from tf_dynidx.cli.bench import measure
 from tf_dynidx.cli.bench.measure import Row
-from tf_dynidx.cli.bench.tables import Tables
+from tf_dynidx.cli.bench.tables import run_parts
 from tf_dynidx.corpus import encode_all
 from tf_dynidx.index import DynamicIndex
 from tf_dynidx.keras_world import keras
@@ -64,27 +64,12 @@ def bench_drift(settings, data):
         data: (targets, pairs, test) to train on, or None: then the cost of a refresh alone.
 
     Returns:
-        int, the exit status: 0 done, 130 stopped by Ctrl-C, and what had been measured is printed and
-        written.
+        int, the exit status, as `run_parts`.
     """
-    tables = Tables(TITLES)
-    interrupted = False
-    try:
-        if data is not None:
-            for row in training_drift(settings, *data):
-                tables.add(row)
-            tables.print_new()
-        for row in refresh_cost(settings):
-            tables.add(row)
-    except KeyboardInterrupt:
-        interrupted = True
-        print("tf-dynidx bench: stopped; what has been measured is kept")
-    tables.print_new()
-    if settings.report:
-        report = {"settings": dataclasses.asdict(settings), "interrupted": interrupted}
-        files.write_json(settings.report, report | {"tables": tables.rows})
-        print(f"report: {settings.report}")
-    return 130 if interrupted else 0
+    parts = [refresh_cost(settings)]
+    if data is not None:
+        parts.insert(0, training_drift(settings, *data))
+    return run_parts(TITLES, parts, settings)
 
 
 # While an encoder trains.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import sys
 
 from tf_dynidx import files
 from tf_dynidx.cli import encodings
@@ -96,54 +95,40 @@ def bench_index(settings, inputs):
         inputs: what `read_inputs` returned.
 
     Returns:
-        int, the exit status: 0 done, 130 stopped by Ctrl-C, and what had been measured is printed and
-        written.
+        int, the exit status, as `run_parts` of bench/tables.py.
     """
-    from tf_dynidx.cli.bench.tables import Tables
+    from tf_dynidx.cli.bench.tables import run_parts
 
     modules = {name: importlib.import_module(f"tf_dynidx.cli.bench.{name}") for name in settings.parts}
     if "peers" in modules:
         modules["peers"].check()
     titles = {name: title for module in modules.values() for name, title in module.TITLES.items()}
-    tables = Tables(titles)
-    interrupted = False
-    try:
-        some = None
-        for part, module in modules.items():
-            arguments = [settings]
-            if part in _ON_ENCODINGS:
-                some = some or _all_encodings(inputs, settings, tables)
-                arguments.insert(0, some)
-            for item in getattr(module, part)(*arguments):
-                tables.add(item)
-            tables.print_new()
-    except KeyboardInterrupt:
-        interrupted = True
-        tables.print_new()
-        print("tf-dynidx bench: stopped; what has been measured is kept", file=sys.stderr)
-    if settings.report:
-        report = {
-            "settings": dataclasses.asdict(settings),
-            "interrupted": interrupted,
-            "notes": tables.notes,
-            "tables": tables.rows,
-        }
-        files.write_json(settings.report, report)
-        print(f"report: {settings.report}")
-    return 130 if interrupted else 0
+    return run_parts(titles, _parts(modules, inputs, settings), settings)
 
 
-def _all_encodings(inputs, settings, tables):
-    """The real encodings, where there are any, and random ones of the same size."""
+def _parts(modules, inputs, settings):
+    """What each part measures, one after the other."""
     from tf_dynidx.cli.bench.measure import Note
 
-    if inputs is None:
-        tables.add(
+    if inputs is None and set(modules) & set(_ON_ENCODINGS):
+        yield [
             Note(
                 "No real encodings were given (--targets, --train and --test, or --encodings): random "
                 "clustered ones alone."
             )
-        )
+        ]
+    some = None
+    for part, module in modules.items():
+        if part in _ON_ENCODINGS:
+            some = some or _all_encodings(inputs, settings)
+            yield getattr(module, part)(some, settings)
+        else:
+            yield getattr(module, part)(settings)
+
+
+def _all_encodings(inputs, settings):
+    """The real encodings, where there are any, and random ones of the same size."""
+    if inputs is None:
         number, dim = min(_ROWS, settings.max_rows), _DIM
         return [encodings.clustered(number, dim, _QUERIES, settings.seed)]
     real = inputs

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tf_dynidx import files
 from tf_dynidx.cli import encodings as some_encodings
 from tf_dynidx.cli.bench import clients, measure
 from tf_dynidx.cli.bench.measure import K, Row
-from tf_dynidx.cli.bench.tables import Tables
+from tf_dynidx.cli.bench.tables import run_parts
 from tf_dynidx.serving import export_retrieval
 from tf_dynidx.serving.server import Server
 
@@ -74,26 +73,9 @@ def bench_serve(settings, real):
         real: `Encodings`, or None.
 
     Returns:
-        int, the exit status: 0 done, 130 stopped by Ctrl-C, and what had been measured is printed and
-        written.
+        int, the exit status, as `run_parts`.
     """
-    tables = Tables(TITLES)
-    interrupted = False
-    try:
-        for row in load(settings):
-            tables.add(row)
-        tables.print_new()
-        for row in throughput(settings, real):
-            tables.add(row)
-    except KeyboardInterrupt:
-        interrupted = True
-        print("tf-dynidx bench: stopped; what has been measured is kept")
-    tables.print_new()
-    if settings.report:
-        report = {"settings": dataclasses.asdict(settings), "interrupted": interrupted}
-        files.write_json(settings.report, report | {"tables": tables.rows})
-        print(f"report: {settings.report}")
-    return 130 if interrupted else 0
+    return run_parts(TITLES, [load(settings), throughput(settings, real)], settings)
 
 
 def throughput(settings, real):

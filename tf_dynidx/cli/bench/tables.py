@@ -1,8 +1,11 @@
 """Tables of a benchmark: collected row by row, printed part by part."""
 
+import dataclasses
 import math
+import sys
 import textwrap
 
+from tf_dynidx import files
 from tf_dynidx.cli.bench.measure import Note
 from tf_dynidx.cli.tables import aligned
 
@@ -45,6 +48,40 @@ class Tables:
                 print(textwrap.fill(self._titles[name], _WIDTH))
                 print(text_table(rows), flush=True)
                 self._printed.add(name)
+
+
+def run_parts(titles, parts, settings):
+    """Runs the parts of a benchmark one after the other, prints their tables and writes the report.
+
+    Args:
+        titles: dict from table to what is printed above it.
+        parts: iterable of iterables of `Row` and `Note`, which measure as they are gone through.
+        settings: dataclass; its `report` is a file, or None.
+
+    Returns:
+        int, the exit status: 0 done, 130 stopped by Ctrl-C, and what had been measured is printed and
+        written.
+    """
+    tables, interrupted = Tables(titles), False
+    try:
+        for part in parts:
+            for item in part:
+                tables.add(item)
+            tables.print_new()
+    except KeyboardInterrupt:
+        interrupted = True
+        tables.print_new()
+        print("tf-dynidx bench: stopped; what has been measured is kept", file=sys.stderr)
+    if settings.report:
+        report = {
+            "settings": dataclasses.asdict(settings),
+            "interrupted": interrupted,
+            "notes": tables.notes,
+            "tables": tables.rows,
+        }
+        files.write_json(settings.report, report)
+        print(f"report: {settings.report}")
+    return 130 if interrupted else 0
 
 
 def text_table(rows):
