@@ -87,6 +87,12 @@ def all_or_none(options):
     return bool(given)
 
 
+def read_all(targets, train, test):
+    """Targets, training pairs and test pairs of three files: (`Targets`, `Pairs`, `Pairs`)."""
+    corpus = read_targets(targets)
+    return corpus, read_pairs(train, corpus), read_pairs(test, corpus)
+
+
 def read_targets(path: str | os.PathLike) -> Targets:
     """Reads the targets of a corpus.
 

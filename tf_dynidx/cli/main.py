@@ -393,11 +393,10 @@ def _run_compare(options) -> int:
 
 
 def _read_data(options):
-    """The files of `_add_training`: targets, training pairs, test pairs."""
-    from tf_dynidx.cli.data import read_pairs, read_targets
+    """The files of `_add_training`, or of `_add_data_files`."""
+    from tf_dynidx.cli.data import read_all
 
-    targets = read_targets(options.targets)
-    return targets, read_pairs(options.train, targets), read_pairs(options.test, targets)
+    return read_all(options.targets, options.train, options.test)
 
 
 def _settings(options, **more):
@@ -441,14 +440,11 @@ def _run_bench_index(options) -> int:
 
 def _run_bench_drift(options) -> int:
     from tf_dynidx import files
-    from tf_dynidx.cli.data import all_or_none, read_pairs, read_targets
+    from tf_dynidx.cli.data import all_or_none
 
     if options.report:
         files.check_writable_target(options.report, "file")
-    data = None
-    if all_or_none(options):
-        targets = read_targets(options.targets)
-        data = targets, read_pairs(options.train, targets), read_pairs(options.test, targets)
+    data = _read_data(options) if all_or_none(options) else None
     import_tensorflow()
     from tf_dynidx.cli.bench import drift
 

@@ -55,11 +55,7 @@ class Miner(tf.Module):
         Raises:
             ValueError: more negatives than targets.
         """
-        if self.num_negatives > corpus.size:
-            raise ValueError(
-                "More negatives than targets: use at most as many as the corpus holds. "
-                f"Received: num_negatives={self.num_negatives}, {corpus.size} targets"
-            )
+        self.check_fits(corpus)
         self.num_targets = corpus.size
         self.dim = int(encode_rows(tf.range(1)).shape[1] if dim is None else dim)
         self._calls = tf.Variable(self._first_call, trainable=False, name="calls")
@@ -82,6 +78,14 @@ class Miner(tf.Module):
         fill = encode_corpus is not None and not restored
         self.make_state(corpus, encode_corpus_counted if fill else None)
         self.built = True
+
+    def check_fits(self, corpus):
+        """Raises a ValueError where there are more negatives than targets."""
+        if self.num_negatives > corpus.size:
+            raise ValueError(
+                "More negatives than targets: use at most as many as the corpus holds. "
+                f"Received: num_negatives={self.num_negatives}, {corpus.size} targets"
+            )
 
     def make_state(self, corpus, encode_corpus):
         """Makes the variables of a method: what `build` calls. Default: none.

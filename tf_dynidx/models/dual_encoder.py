@@ -133,11 +133,7 @@ class DualEncoder(keras.Model):
             raise ValueError(
                 f"miner must be a miner from tf_dynidx.miners, such as Tree(). Received: {miner!r}"
             )
-        if miner.num_negatives > corpus.size:
-            raise ValueError(
-                "More negatives than targets: use at most as many as the corpus holds. "
-                f"Received: num_negatives={miner.num_negatives}, {corpus.size} targets"
-            )
+        miner.check_fits(corpus)
         self.temperature = checks.positive_float("temperature", temperature)
         if learn_temperature and not _LEARNED_BETA[0] <= 1.0 / temperature <= _LEARNED_BETA[1]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Whether ids are among others."""
+"""Whether ids are among others; scores without those of some."""
 
 import tensorflow as tf
 
@@ -23,3 +23,22 @@ def is_among(ids, others):
     for column in range(others.shape[1]):
         found |= ids == others[:, column : column + 1]
     return found
+
+
+def without(scores, places):
+    """Scores with -inf at some places of each query; a place that is none does nothing.
+
+    Args:
+        scores: float32 [queries, entries].
+        places: int32 [queries, any].
+
+    Returns:
+        float32 [queries, entries].
+    """
+    shape, width = tf.shape(places), tf.shape(scores)[1]
+    inside = (places >= 0) & (places < width)
+    query = tf.tile(tf.range(shape[0])[:, None], [1, shape[1]])
+    where = tf.stack([query, tf.where(inside, places, 0)], axis=2)
+    # A minimum, which infinity does not change: what is outside points at the first place.
+    most = tf.where(inside, -float("inf"), float("inf"))
+    return tf.tensor_scatter_nd_min(scores, where, most)

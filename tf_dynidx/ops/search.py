@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tf_dynidx.ops.frontier import Frontier, dots, member_slots
-from tf_dynidx.ops.membership import is_among
+from tf_dynidx.ops.membership import is_among, without
 from tf_dynidx.ops.nodes import NEVER
 
 ROWS_AT_A_TIME = 512  # rows that a search of the tree scores for each query before it keeps the best
@@ -44,7 +44,7 @@ def exact_top_k(queries, embeddings, k, block_size=65_536, scales=None, exclude=
         if scales is not None:
             scores *= tf.slice(scales, [start], [size])
         if exclude is not None:
-            scores = _without(scores, exclude - start)
+            scores = without(scores, exclude - start)
         scores, places = tf.math.top_k(scores, min(k, size))
         return scores, start + places
 
@@ -146,17 +146,6 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         parallel_iterations=1,
     )
     return _scores_and_ids(best)
-
-
-def _without(scores, places):
-    """scores [queries, block] with -inf at places [queries, any]; others do nothing."""
-    shape, width = tf.shape(places), tf.shape(scores)[1]
-    inside = (places >= 0) & (places < width)
-    query = tf.tile(tf.range(shape[0])[:, None], [1, shape[1]])
-    where = tf.stack([query, tf.where(inside, places, 0)], axis=2)
-    # A minimum, which infinity does not change: what is outside points at the first place.
-    most = tf.where(inside, -float("inf"), float("inf"))
-    return tf.tensor_scatter_nd_min(scores, where, most)
 
 
 def _keys(scores, ids):

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tf_dynidx.ops import draws
-from tf_dynidx.ops.membership import is_among
+from tf_dynidx.ops.membership import is_among, without
 
 _BLOCK = 256  # rows whose masses are summed up: a draw picks a block, then a row in it
 _BLOCKS = 32  # blocks that are scored together
@@ -43,7 +43,7 @@ def draw(table, size, queries, beta, excluded, num_draws, seed):
         start = first * _BLOCK
         rows = start + tf.range(together * _BLOCK)
         scores = tf.matmul(queries, tf.gather(table, tf.minimum(rows, size - 1)), transpose_b=True)
-        scores = _without(tf.where(rows < size, scores, -float("inf")), excluded - start)
+        scores = without(tf.where(rows < size, scores, -float("inf")), excluded - start)
         return tf.reduce_logsumexp(tf.reshape(scores, [-1, together, _BLOCK]), axis=2)
 
     masses = tf.map_fn(
@@ -64,14 +64,3 @@ def draw(table, size, queries, beta, excluded, num_draws, seed):
     scores = tf.reshape(tf.where(out, -float("inf"), scores), [-1, _BLOCK])
     place = tf.reshape(draws.categorical(scores, 1, seeds[1]), tf.shape(block))
     return tf.minimum(block * _BLOCK + place, size - 1), tf.reduce_logsumexp(masses, axis=1)
-
-
-def _without(scores, columns):
-    """Scores [queries, columns] with -inf at the columns of each query; those that are none ignored."""
-    width = scores.shape[1]
-    columns = tf.where((columns < 0) | (columns >= width), width, columns)
-    query = tf.broadcast_to(tf.range(tf.shape(scores)[0])[:, None], tf.shape(columns))
-    where = tf.reshape(tf.stack([query, columns], axis=-1), [-1, 2])
-    scores = tf.pad(scores, [[0, 0], [0, 1]])
-    nothing = tf.fill([tf.shape(where)[0]], -float("inf"))
-    return tf.tensor_scatter_nd_update(scores, where, nothing)[:, :-1]

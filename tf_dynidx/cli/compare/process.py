@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from tf_dynidx import files
-from tf_dynidx.cli.data import digest, read_pairs, read_targets
+from tf_dynidx.cli.data import digest, read_all
 from tf_dynidx.cli.settings import Settings
 from tf_dynidx.cli.start import import_tensorflow
 
@@ -84,8 +84,7 @@ def main(job: str, outcome: str) -> int:
 
 def _train(job):
     paths = job["paths"]
-    targets = read_targets(paths["targets"])
-    data = targets, read_pairs(paths["train"], targets), read_pairs(paths["test"], targets)
+    data = read_all(**paths)
     for name, part in zip(paths, data, strict=True):
         if digest(part) != job["digests"][name]:
             raise ValueError(
