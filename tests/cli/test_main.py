@@ -268,6 +268,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(data, tmp_pat
         ["--batch", "0"],
         ["--steps", "-1"],
         ["--temperature", "0"],
+        ["--unlabelled-weight", "1.5"],
         ["--temperature", "nan"],
         ["--seed", "-1"],
         ["--steps", "5", "--seconds", "5"],

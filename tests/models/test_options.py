@@ -145,6 +145,48 @@ def test_suspected_candidates_are_left_out(sharing):
     assert 0 < float(loss) < float(make(Uniform(20), options={"sharing": sharing}).mined_loss(X, Y))
 
 
+@pytest.mark.parametrize("weight", [0.25, 0.0])
+@pytest.mark.parametrize("sharing", ["batch", "none"])
+def test_targets_without_a_label_count_less(sharing, weight):
+    """Mined rows that never were a positive; the batch's own positives have a label all the same."""
+    model = make(Uniform(20), options={"sharing": sharing, "unlabelled_weight": weight})
+    model.prepare_miner()
+    labelled = np.arange(0, TARGETS, 3)
+    model.frequencies.counts.assign(np.isin(np.arange(TARGETS), labelled).astype(np.float32))
+    loss, candidates = model._loss_and_candidates(X, tf.constant(Y[:, None]), None, True)
+    rows = candidates.rows.numpy()
+    assert not np.isin(rows[:10], labelled).all()
+    queries, targets = encodings(model, X)
+    expected = []
+    for query in range(10):
+        own = np.concatenate([[rows[query]], rows[10 + 20 * query : 30 + 20 * query]])
+        seen, place, given = (rows, query, 10) if sharing == "batch" else (own, 0, 1)
+        weights = np.where(np.isin(seen, labelled), 1.0, weight)
+        weights[:given] = 1.0
+        count = np.full(len(seen), 20 / TARGETS)
+        if sharing == "batch":
+            frequency = (np.isin(seen, labelled) + 1) / TARGETS
+            count = 10 * 20 / TARGETS + 9 * frequency
+        masked = (seen == Y[query]) | (weights == 0)
+        log_expected = np.log(count) - np.log(np.where(weights == 0, 1, weights))
+        logits = (queries[query] @ targets[seen].T)[None] / small.TEMPERATURE
+        expected.append(reference.sampled_softmax(logits, [place], log_expected, masked[None])[0])
+    assert float(loss) == pytest.approx(np.mean(expected), rel=1e-3)
+
+
+def test_labels_are_learned_from_the_examples():
+    model = make(Uniform(20), options={"unlabelled_weight": 0.0})
+    model.fit(batches(), epochs=1, verbose=0)
+    labelled = model.frequencies.are_labelled(tf.range(TARGETS)).numpy()
+    np.testing.assert_array_equal(np.flatnonzero(labelled), np.unique(POSITIVES))
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan"), None, True, "0"])
+def test_weights_out_of_range_are_refused(weight):
+    with pytest.raises(ValueError, match="unlabelled_weight.*Received"):
+        make(Uniform(20), options={"unlabelled_weight": weight})
+
+
 @pytest.mark.parametrize("sharing", ["batch", "none"])
 def test_options_compile(sharing):
     options = {
@@ -155,6 +197,7 @@ def test_options_compile(sharing):
         "absolute_margin": 0.01,
         "max_score": 0.9,
         "range_min": 2,
+        "unlabelled_weight": 0.5,
     }
     losses = []
     for jit_compile in (False, True):

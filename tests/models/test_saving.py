@@ -293,6 +293,7 @@ OPTIONS = {
     "absolute_margin": 0.1,
     "max_score": 0.9,
     "range_min": 2,
+    "unlabelled_weight": 0.25,
     "encode_chunk": 16,
     "seed": 5,
     "name": "retriever",

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from tf_dynidx.cli.arguments import port, positive_int, positive_number, seed
+from tf_dynidx.cli.arguments import port, positive_int, positive_number, seed, share
 from tf_dynidx.cli.bench import index as bench_index
 from tf_dynidx.cli.compare import methods
 from tf_dynidx.cli.data import DataError
@@ -120,6 +120,13 @@ def _add_training(command):
         default="batch",
         help="batch: a query sees the positives and negatives of all queries of its batch; none: its "
         "own alone, which takes tens of negatives a query (default batch)",
+    )
+    command.add_argument(
+        "--unlabelled-weight",
+        type=share,
+        default=1.0,
+        help="from 0 to 1: what a target without a training pair counts as a negative; 0 for test "
+        "targets that were split off from training (default 1)",
     )
     command.add_argument("--dim", type=positive_int, default=64, help="default 64")
     command.add_argument(
@@ -401,7 +408,8 @@ def _read_data(options):
 
 def _settings(options, **more):
     """The `Settings` that `_add_training` asked for."""
-    names = ("encoder", *BUDGETS, "batch", "negatives", "sharing", "dim", "temperature", "seed")
+    names = ("encoder", *BUDGETS, "batch", "negatives", "sharing", "dim", "temperature")
+    names += ("unlabelled_weight", "seed")
     return Settings(**{name: getattr(options, name) for name in names}, **more)
 
 

@@ -38,6 +38,8 @@ class Settings:
         temperature: what scores are divided by. Default: 0.05 for text, 0.1 for ids.
         learning_rate: Adam's at the start; it falls linearly to 2 % of that over the budget. Default:
             0.005 for text, 0.03 for ids, whose embeddings each see few examples.
+        unlabelled_weight: what targets without a training pair count as negatives, as for
+            `DualEncoder`.
         dropout: share of a text query's features dropped in training.
         seed: seeds weights, order of the data and draws.
     """
@@ -53,6 +55,7 @@ class Settings:
     dim: int = 64
     temperature: float | None = None
     learning_rate: float | None = None
+    unlabelled_weight: float = 1.0
     dropout: float = 0.0
     seed: int = 0
 

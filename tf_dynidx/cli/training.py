@@ -103,6 +103,7 @@ def train(
         miner=miner,
         temperature=settings.temperature,
         sharing=settings.sharing,
+        unlabelled_weight=settings.unlabelled_weight,
         seed=settings.seed,
     )
     # Compiled by XLA, on the CPU too: a step of these encoders then takes half the time.

@@ -89,6 +89,7 @@ class DualEncoder(keras.Model):
         absolute_margin=None,
         max_score=None,
         range_min=0,
+        unlabelled_weight=1.0,
         encode_chunk=None,
         seed=0,
         name=None,
@@ -116,6 +117,11 @@ class DualEncoder(keras.Model):
                 positive that nobody labelled, and is left out of the loss; see
                 `losses.suspected_positives`. Scores are those before the temperature. Default: never.
                 What is left out is missing from the softmax that the loss estimates.
+            unlabelled_weight: float in [0, 1], what a target counts in that softmax, as a negative,
+                that so far was no positive of any example. Default 1: the softmax is over all targets.
+                Below 1 for data whose test targets are split off, so that none of them is a positive
+                in training: there the full softmax teaches that a target without a label is wrong.
+                With 0 the softmax is over the labelled targets.
             encode_chunk: int, how many candidates are encoded together, with gradient caching: the
                 same gradient, for one more encoding, in the memory of one chunk. Batch normalisation
                 normalises over a chunk then. Default None: all at once.
@@ -155,6 +161,7 @@ class DualEncoder(keras.Model):
         self.absolute_margin = _margin("absolute_margin", absolute_margin)
         self.max_score = _number("max_score", max_score)
         self.range_min = _rank(range_min)
+        self.unlabelled_weight = _share("unlabelled_weight", unlabelled_weight)
         if encode_chunk is not None:
             encode_chunk = checks.positive_int("encode_chunk", encode_chunk)
         self.encode_chunk = encode_chunk
@@ -386,6 +393,7 @@ class DualEncoder(keras.Model):
             log_expected = losses.log_expected_counts(
                 log_prob(rows), draws, self.frequencies.log_frequency(rows), batch
             )
+            log_expected -= tf.pad(self._log_weight(rows[batch:]), [[batch, 0]])
             masked = is_among(rows[None], positives)
             masked |= tf.pad(~valid, [[0, tf.size(mined)]])
         else:
@@ -396,6 +404,7 @@ class DualEncoder(keras.Model):
                 [own_scores[:, None], tf.einsum("qd,qnd->qn", queries, negative)], axis=1
             )
             log_expected = losses.log_expected_own_counts(log_prob(rows[batch:]), draws)
+            log_expected -= self._log_weight(mined)
             log_expected = tf.pad(log_expected, [[0, 0], [1, 0]])
             masked = is_among(tf.concat([chosen[:, None], mined], axis=1), positives)
         masked |= losses.suspected_positives(
@@ -413,6 +422,11 @@ class DualEncoder(keras.Model):
             weights *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
         loss = tf.math.divide_no_nan(tf.reduce_sum(each * weights), tf.reduce_sum(weights))
         return loss, Candidates(rows, encodings, valid, loss)
+
+    def _log_weight(self, mined):
+        """Log of what each mined row counts as a negative: float32, of the rows' shape."""
+        weight = tf.where(self.frequencies.are_labelled(mined), 1.0, self.unlabelled_weight)
+        return tf.math.log(weight)
 
     def _one_positive(self, positives):
         """Picks one of each query's positives at random: int32 [queries]."""
@@ -464,6 +478,7 @@ class DualEncoder(keras.Model):
             "absolute_margin",
             "max_score",
             "range_min",
+            "unlabelled_weight",
             "encode_chunk",
             "seed",
             "name",
@@ -672,6 +687,13 @@ def _margin(name, value):
     if value is not None and value < 0:
         raise ValueError(f"{name} must be at least 0, or None. Received: {name}={value!r}")
     return value
+
+
+def _share(name, value):
+    number = _number(name, value)
+    if number is None or not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1]. Received: {name}={value!r}")
+    return number
 
 
 def _rank(range_min):

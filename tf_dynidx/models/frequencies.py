@@ -16,6 +16,10 @@ class PositiveFrequencies(tf.Module):
         imagined = float(self.counts.shape[0])
         return tf.math.log(tf.gather(self.counts, rows) + 1.0) - tf.math.log(self.total + imagined)
 
+    def are_labelled(self, rows):
+        """Whether each of the given rows has been a positive: bool, of their shape."""
+        return tf.gather(self.counts, rows) > 0.0
+
     def observe(self, rows, weights):
         """Counts the positives of a batch: int32 [rows], float32 [rows], 0 for an example without."""
         self.counts.scatter_nd_add(rows[:, None], weights)

@@ -15,8 +15,9 @@ OWN = {
     "sharing": arguments.one_of(SHARINGS),
     "learning_rate": arguments.positive_number,
     "temperature": arguments.positive_number,
+    "unlabelled_weight": arguments.share,
 }
-_OF_MINING = ("negatives", "sharing")  # nothing to a miner that mines nothing
+_OF_MINING = ("negatives", "sharing", "unlabelled_weight")  # nothing to a miner that mines nothing
 
 
 @dataclasses.dataclass(frozen=True)
