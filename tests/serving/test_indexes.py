@@ -46,7 +46,7 @@ def test_a_batch_is_answered_in_parts_as_in_one(kind, exclude, monkeypatch):
     whole = index.top_k(tf.constant(QUERIES), exclude)
     calls = []
     search = indexes.exact_top_k if kind == "exact" else indexes.tree_top_k
-    monkeypatch.setattr(indexes, f"{kind}_top_k", lambda *a: calls.append(1) or search(*a))
+    monkeypatch.setattr(indexes, f"{kind}_top_k", lambda *a, **k: calls.append(1) or search(*a, **k))
     monkeypatch.setattr(indexes, "_FLOATS", 8 * N)
     index._part = 8  # of a tree, which is dear to make again
     parts = index.top_k(tf.constant(QUERIES), exclude)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_dynidx.ops.frontier import Frontier, dots, member_slots
+from tf_dynidx.ops.frontier import Frontier, member_slots
 from tf_dynidx.ops.membership import is_among, without
 from tf_dynidx.ops.nodes import NEVER
 
@@ -72,7 +72,7 @@ def exact_top_k(queries, embeddings, k, block_size=65_536, scales=None, exclude=
     return scores, rows if exclude is None else tf.where(scores > -float("inf"), rows, NEVER)
 
 
-def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises=None):
+def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises=None, together=1):
     """The k rows with the highest inner product among the rows of the leaves nearest to each query.
 
     All nodes of level `shape.dense` are ranked by the best score to be expected in them, the best
@@ -91,12 +91,17 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         scales: float32 [slots], what each row is to be multiplied by; default: it stands for itself.
         rises: list by level of what `rise` says of all nodes, of a tree that does not change; default:
             it is computed of the nodes that are looked at, which reads twice as much.
+        together: int, a divisor of `shape.leaf_size`: slots that are read as one, empty ones or not,
+            which is faster than one by one, at more products than rows. Above 1, the tables are not
+            variables whose entries are written or read one by one elsewhere: those are copied when
+            they are read whole. Default: 1.
 
     Returns:
         (scores, ids): float32 and int32 [queries, k], best first, of equals the lower id first; (-inf,
         -1) where there are no more.
     """
-    batch, dim = tf.shape(queries)[0], queries.shape[1]
+    dim = queries.shape[1]
+    read = _read_one_by_one if together == 1 else _read_groups
     norms = tf.norm(queries, axis=1, keepdims=True)
     level = levels[shape.dense]
     best_in = tf.matmul(queries, level.moments[:, :dim], transpose_b=True)
@@ -109,43 +114,60 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         opened = best if nodes is None else tf.gather(nodes, best, batch_dims=1)
         if here == 0:
             break
-        nodes = tf.reshape(
-            opened[:, :, None] * shape.fanout + tf.range(shape.fanout),
-            [batch, opened.shape[1] * shape.fanout],
-        )
         level = levels[here - 1]
-        moments = tf.gather(level.moments, nodes)
-        best_in = tf.reduce_sum(moments[:, :, :dim] * queries[:, None, :], axis=2)
+        nodes = _neighbours(opened, shape.fanout)
+        moments = read(level.moments, opened, shape.fanout)
+        best_in = tf.linalg.matvec(moments[:, :, :dim], queries)
         if rises is None:
             best_in += norms * rise(tf.gather(level.counts, nodes), moments)
         else:
-            best_in += norms * tf.gather(rises[here - 1], nodes)
-    ends = tf.cumsum(tf.gather(levels[0].counts, opened), axis=1)
+            best_in += norms * read(rises[here - 1], opened, shape.fanout)
+    # From here on in blocks of `together` slots, those of a leaf with rows in them one after the other.
+    ends = tf.cumsum(-(-tf.gather(levels[0].counts, opened) // together), axis=1)
     front = Frontier(opened, ends, ends[:, -1], [])
-    block = min(ROWS_AT_A_TIME, shape.budget)
+    budget = -(-shape.budget // together)
+    blocks = min(max(1, ROWS_AT_A_TIME // together), budget)
     exclude = tf.convert_to_tensor(exclude)
 
     def better(start, best):
-        position = start + tf.range(block)[None]
-        slots = member_slots(front, position, shape.leaf_size)
-        scores = dots(queries, rows, slots)
+        position = start + tf.range(blocks)[None]
+        places = member_slots(front, position, shape.leaf_size // together)
+        scores = tf.linalg.matvec(tf.cast(read(rows, places, together), tf.float32), queries)
         if scales is not None:
-            scores *= tf.gather(scales, slots)
-        found = tf.gather(ids, slots)
-        read = (position < front.members[:, None]) & (position < shape.budget)
-        out = ~read | (found == NEVER) | is_among(found, exclude)
+            scores *= read(scales, places, together)
+        found = read(ids, places, together)
+        there = (position < front.members[:, None]) & (position < budget)
+        there = tf.repeat(there, together, axis=1)
+        out = ~there | (found == NEVER) | is_among(found, exclude)
         keys = tf.where(out, nothing, _keys(scores, found))
-        return start + block, tf.math.top_k(tf.concat([best, keys], axis=1), k)[0]
+        return start + blocks, tf.math.top_k(tf.concat([best, keys], axis=1), k)[0]
 
     nothing = _keys(tf.constant(-float("inf")), tf.constant(NEVER))
     _, best = tf.while_loop(
-        lambda start, best: start < shape.budget,
+        lambda start, best: start < budget,
         better,
-        (tf.constant(0), tf.fill([batch, k], nothing)),
-        maximum_iterations=-(-shape.budget // block),
+        (tf.constant(0), tf.fill([tf.shape(queries)[0], k], nothing)),
+        maximum_iterations=-(-budget // blocks),
         parallel_iterations=1,
     )
     return _scores_and_ids(best)
+
+
+def _neighbours(groups, size):
+    """int32 [queries, groups * size], what is in each of groups of so many neighbours."""
+    return tf.reshape(groups[:, :, None] * size + tf.range(size), [-1, groups.shape[1] * size])
+
+
+def _read_one_by_one(table, groups, size):
+    """Entries of a table, [entries] or [entries, dim], by groups of neighbours: [queries, entries]."""
+    return tf.gather(table, _neighbours(groups, size))
+
+
+def _read_groups(table, groups, size):
+    """As `_read_one_by_one`, of the value of the table."""
+    entry = table.shape[1:]
+    found = tf.gather(tf.reshape(table, [-1, size * entry.num_elements()]), groups)
+    return tf.reshape(found, [-1, groups.shape[1] * size, *entry])
 
 
 def _keys(scores, ids):

@@ -11,6 +11,7 @@ from tf_dynidx.serving.table import Table, taken, unpacked
 INDEXES = ("exact", "tree")
 _FLOATS = 2**26  # numbers that are held at a time to answer a batch: 256 MB
 _EXACT_BLOCK = 65_536
+_TOGETHER = 8  # rows of a leaf that a search reads as one; nothing writes to the tables of an export
 
 
 class _Index(tf.Module):
@@ -26,8 +27,9 @@ class _Index(tf.Module):
         return Table(self.rows.numpy(), None if self.scales is None else self.scales.numpy())
 
     def _read(self, places):
-        rows = tf.cast(tf.gather(self.rows, places), tf.float32)
-        return rows if self.scales is None else rows * tf.gather(self.scales, places)[:, None]
+        # From the value: a variable that is gathered from is copied whenever it is read whole again.
+        rows = tf.cast(tf.gather(self.rows.value(), places), tf.float32)
+        return rows if self.scales is None else rows * tf.gather(self.scales.value(), places)[:, None]
 
 
 class ExactIndex(_Index):
@@ -110,7 +112,7 @@ class TreeIndex(_Index):
             if exclude is None:
                 exclude = tf.fill([tf.shape(queries)[0], 1], NEVER)
             seen = (levels, self.rows, self.ids, queries, self._k, shape, exclude)
-            return tree_top_k(*seen, self.scales, self.rises)
+            return tree_top_k(*seen, self.scales, self.rises, together=_TOGETHER)
 
         return _in_parts(search, queries, exclude, self._part, self._k)
 
