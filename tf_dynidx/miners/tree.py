@@ -5,7 +5,7 @@ import warnings
 import tensorflow as tf
 
 from tf_dynidx.index import DynamicIndex, reencoder
-from tf_dynidx.miners.miner import Miner, without_positives
+from tf_dynidx.miners.miner import Miner, softmax_log_prob
 from tf_dynidx.ops.in_place import do_if
 
 
@@ -67,9 +67,10 @@ class Tree(Miner):
         return tf.maximum(sample.ids, 0), sample.log_partition
 
     def log_prob(self, rows, queries, beta, positives, drawn):
-        table = self.index.read(rows)
-        log_prob = beta * tf.matmul(queries, table, transpose_b=True) - drawn[:, None]
-        return without_positives(log_prob, rows, positives)
+        return softmax_log_prob(self.index.read, rows, queries, beta, positives, drawn)
+
+    def own_log_prob(self, rows, queries, beta, positives, drawn):
+        return self.log_prob(rows, queries, beta, positives, drawn)
 
     def observe(self, rows, encodings):
         self.index.write(rows, encodings)

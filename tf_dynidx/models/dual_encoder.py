@@ -373,18 +373,16 @@ class DualEncoder(keras.Model):
         fixed, fixed_beta = tf.stop_gradient(queries), tf.stop_gradient(beta)
         mined, drawn = self.miner.mine(fixed, fixed_beta, positives)
         rows = tf.concat([chosen, tf.reshape(mined, [-1])], axis=0)
-
-        def log_prob(rows):
-            return self.miner.log_prob(rows, fixed, fixed_beta, positives, drawn)
-
+        asked = fixed, fixed_beta, positives, drawn
         encodings = self._encode_candidates(rows, training)
         self.built = True
         draws = self.miner.num_negatives
         if self.sharing == "batch":
             scores = tf.matmul(queries, encodings, transpose_b=True)
             own, own_scores = tf.range(batch), tf.linalg.diag_part(scores[:, :batch])
+            log_prob = self.miner.log_prob(rows, *asked)
             log_expected = losses.log_expected_counts(
-                log_prob(rows), draws, self.frequencies.log_frequency(rows), batch
+                log_prob, draws, self.frequencies.log_frequency(rows), batch
             )
             masked = is_among(rows[None], positives)
             masked |= tf.pad(~valid, [[0, tf.size(mined)]])
@@ -395,7 +393,7 @@ class DualEncoder(keras.Model):
             scores = tf.concat(
                 [own_scores[:, None], tf.einsum("qd,qnd->qn", queries, negative)], axis=1
             )
-            log_expected = losses.log_expected_own_counts(log_prob(rows[batch:]), draws)
+            log_expected = losses.log_expected_own_counts(self.miner.own_log_prob(mined, *asked), draws)
             log_expected = tf.pad(log_expected, [[0, 0], [1, 0]])
             masked = is_among(tf.concat([chosen[:, None], mined], axis=1), positives)
         masked |= losses.suspected_positives(
