@@ -57,11 +57,13 @@ class IndexMonitor(ScheduledOnIndex):
 
     def __init__(self, log_dir=None, every="epoch", batch_size=None, seed=0):
         super().__init__(every)
+        if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
+            raise ValueError(f"log_dir must be a folder or None. Received: log_dir={log_dir!r}")
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
         self.batch_size = batch_size
         if batch_size is not None:
             self.batch_size = checks.positive_int("batch_size", batch_size)
-        self.seed = int(seed)
+        self.seed = checks.seed(seed)
         self._writer = self._mining = None
 
     def on_train_begin(self, logs=None):

@@ -52,6 +52,10 @@ class NegativeMiner(keras.layers.Layer):
             )
         if not isinstance(corpus, TargetCorpus):
             raise ValueError(f"corpus must be a TargetCorpus. Received: {type(corpus).__name__}")
+        if not isinstance(target_tower, keras.layers.Layer):
+            raise ValueError(
+                f"target_tower must be a Keras model. Received: target_tower={target_tower!r}"
+            )
         self.miner, self.corpus, self.target_tower = miner, corpus, target_tower
         self.temperature = checks.positive_float("temperature", temperature)
 

@@ -32,11 +32,11 @@ class Miner(tf.Module):
             seed: int, seeds every draw.
 
         Raises:
-            ValueError: num_negatives is not a whole number of at least 1.
+            ValueError: num_negatives is not a whole number of at least 1, or the seed none from 0 on.
         """
         super().__init__(name=name)
         self.num_negatives = checks.positive_int("num_negatives", num_negatives)
-        self.seed = int(seed)
+        self.seed = checks.seed(seed)
         self.full_encodes = self.rows_encoded = 0
         self.built = False
         self._first_call = 0

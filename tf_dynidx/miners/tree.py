@@ -4,7 +4,7 @@ import warnings
 
 import tensorflow as tf
 
-from tf_dynidx.index import DynamicIndex, reencoder
+from tf_dynidx.index import DynamicIndex, checks, reencoder
 from tf_dynidx.miners.miner import Miner, softmax_log_prob
 from tf_dynidx.ops.in_place import do_if
 
@@ -43,7 +43,8 @@ class Tree(Miner):
         reencoder.check_options(kernel, form, landmarks, refresh_every)
         self.refresh_every = refresh_every
         self.kernel, self.form, self.landmarks = kernel, form, landmarks
-        self.dtype = getattr(dtype, "name", dtype)  # a str, so that it can be written to a file
+        # A str, so that it can be written to a file.
+        self.dtype = checks.row_dtype("dtype", dtype).name
         self.index = None
         self._warned = False
 

@@ -126,6 +126,8 @@ class DualEncoder(keras.Model):
             ValueError: an argument is not as described, or there are more negatives than targets.
         """
         super().__init__(name=name)
+        _check_tower("query_tower", query_tower)
+        _check_tower("target_tower", target_tower)
         if not isinstance(corpus, TargetCorpus):
             raise ValueError(f"corpus must be a TargetCorpus. Received: {type(corpus).__name__}")
         miner = Tree() if miner is None else miner
@@ -149,7 +151,7 @@ class DualEncoder(keras.Model):
             )
         self.query_tower, self.target_tower = query_tower, target_tower
         self.corpus, self.miner = corpus, miner
-        self.learn_temperature = bool(learn_temperature)
+        self.learn_temperature = checks.flag("learn_temperature", learn_temperature)
         self.similarity, self.sharing = similarity, sharing
         self.relative_margin = _margin("relative_margin", relative_margin)
         self.absolute_margin = _margin("absolute_margin", absolute_margin)
@@ -158,7 +160,7 @@ class DualEncoder(keras.Model):
         if encode_chunk is not None:
             encode_chunk = checks.positive_int("encode_chunk", encode_chunk)
         self.encode_chunk = encode_chunk
-        self.seed = int(seed)
+        self.seed = checks.seed(seed)
         self._log_beta = None
         if self.learn_temperature:
             self._log_beta = self.add_weight(
@@ -656,6 +658,11 @@ def _between(prepare, look, function):
 def _clip_log_beta(log_beta):
     least, most = _LEARNED_BETA
     return tf.clip_by_value(tf.convert_to_tensor(log_beta), math.log(least), math.log(most))
+
+
+def _check_tower(name, tower):
+    if not isinstance(tower, keras.layers.Layer):
+        raise ValueError(f"{name} must be a Keras model. Received: {name}={tower!r}")
 
 
 def _number(name, value):
