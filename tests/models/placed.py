@@ -8,9 +8,6 @@ import sys
 
 import tensorflow as tf
 
-from tests.models import small
-from tf_dynidx.miners import Tree
-
 
 def named_devices(function):
     """Devices that operations of a graph, and of all functions that it calls, ask for by name."""
@@ -22,6 +19,10 @@ def named_devices(function):
 def main():
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    # Not before: importing Keras 2 settles what devices there are.
+    from tests.models import small
+    from tf_dynidx.miners import Tree
+
     x, y = small.QUERY_FEATURES[: small.BATCH], small.POSITIVES[: small.BATCH]
     with tf.device("CPU:1"):
         model = small.make(Tree(refresh_every=2), options={"learn_temperature": True})
