@@ -9,7 +9,9 @@ import pytest
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.parametrize("name", ["train_in_batch.py", "train_mined.py", "own_miner.py"])
+@pytest.mark.parametrize(
+    "name", ["train_in_batch.py", "train_mined.py", "own_miner.py", "raw_features.py"]
+)
 def test_example_runs(name):
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],

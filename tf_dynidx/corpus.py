@@ -6,6 +6,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from tf_dynidx.index import checks
+
 
 class TargetCorpus:
     """All targets that a query can be answered with: what the target tower encodes.
@@ -51,7 +53,7 @@ class TargetCorpus:
         if self.size == 0:
             raise ValueError("A corpus needs at least one target. Received: 0 targets")
         self.identifiers = _checked_identifiers(identifiers, self.size)
-        self.saved = bool(saved)
+        self.saved = checks.flag("saved", saved)
         self._rows = None
 
     def __len__(self):

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.callbacks.worlds import BATCH, STEPS, TARGETS, make, train, weights
+from tests.callbacks.worlds import BATCH, STEPS, TARGETS, Indexed, make, train, weights
 from tests.reference import exact_softmax, make_index
 from tf_dynidx.callbacks import IndexMonitor
 from tf_dynidx.callbacks.index_monitor import numbers
+from tf_dynidx.callbacks.mining_time import MiningTime
 from tf_dynidx.callbacks.summaries import write_histogram
 from tf_dynidx.keras_world import keras
 from tf_dynidx.miners import InBatch, Tree, Uniform
+from tf_dynidx.variables import named_variables
 
 
 class Seen(keras.callbacks.Callback):
@@ -69,7 +71,9 @@ def test_what_is_asked_of_the_index_has_a_plausible_size(run):
     assert 1 <= last["index/effective_targets"] <= TARGETS
     assert 1 <= last["index/effective_sample_size"] <= 64
     assert last["index/seconds_a_step"] > 0
-    assert 0 < last["index/share_sampling"] < 50
+    parts = [last[f"index/share_{part}"] for part in ("drawing", "writing", "refreshing")]
+    assert all(0 < part < 50 for part in parts)
+    assert last["index/share_mining"] == pytest.approx(sum(parts))
 
 
 def test_all_of_it_is_written_for_tensorboard(run):
@@ -117,14 +121,42 @@ def test_effective_numbers_are_those_of_the_softmax():
     assert np.quantile(truth, 0.2) < between["effective_targets"] < np.quantile(truth, 0.8)
 
 
-def test_watching_changes_nothing():
-    watched, alone = make(), make()
-    train(watched, IndexMonitor(every=1))
+def test_watching_changes_nothing(run):
+    """Neither weights nor anything that the miner keeps, timed parts included."""
+    alone = make(Tree(refresh_every=2))
     train(alone)
-    for a, b in zip(weights(watched), weights(alone), strict=True):
+    for a, b in zip(weights(run["model"]), weights(alone), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = np.arange(TARGETS, dtype=np.int32)
-    np.testing.assert_array_equal(watched.miner.index.read(rows), alone.miner.index.read(rows))
+    watched = named_variables(run["model"].miner)
+    for name, variable in named_variables(alone.miner).items():
+        np.testing.assert_array_equal(watched[name].numpy(), variable.numpy(), err_msg=name)
+
+
+def test_time_of_a_part_is_that_of_a_step(monkeypatch):
+    """By a clock that ticks once for each part run: refreshes count by their schedule."""
+    model = make(Indexed())
+    train(model, epochs=1)
+    model.miner.index.reencoder.refreshes.assign(4)
+    model.miner.index.reencoder.period.assign(2.0)
+    timing, calls = MiningTime(model), []
+    clock = {"_draw": 2.0, "_write": 3.0, "_refresh": 10.0}
+    for part in clock:
+
+        def counted(*arguments, part=part):
+            calls.append(part)
+            return tf.range(BATCH), None
+
+        monkeypatch.setattr(timing, part, counted)
+    monkeypatch.setattr("time.perf_counter", lambda: sum(clock[part] for part in calls))
+    found = timing.seconds_a_step(np.arange(BATCH, dtype=np.int32))
+    assert found == {"drawing": 2.0, "writing": 3.0, "refreshing": 5.0}
+
+
+def test_refresh_of_a_miner_that_has_none_takes_no_time():
+    model = make(Indexed())
+    train(model, epochs=1)
+    found = MiningTime(model).seconds_a_step(np.arange(BATCH, dtype=np.int32))
+    assert found["refreshing"] == 0 < found["drawing"]
 
 
 @pytest.mark.parametrize("miner", [InBatch, Uniform])

@@ -165,6 +165,40 @@ def test_probability_of_a_known_positive_is_zero(name):
     assert impossible == [[0, 3], [0, 7], [1, 5]]
 
 
+@pytest.mark.parametrize("name", [name for name in MINERS if name != "in-batch"])
+def test_probabilities_of_own_rows_are_among_those_of_all(name):
+    """What each query is told of its own draws; the first rows are positives, or not cached."""
+    world, queries, beta = World(MINERS[name]()), some_queries(3), tf.constant(BETA)
+    positives = tf.constant([[3, 7], [5, -1], [-1, -1]])
+    mined, drawn = world.miner.mine(queries, beta, positives)
+    rows = tf.concat([[[3], [5], [199]], mined], axis=1)
+    everything = world.miner.log_prob(tf.range(TARGETS), queries, beta, positives, drawn)
+    expected = np.take_along_axis(np.broadcast_to(everything, [3, TARGETS]), rows.numpy(), axis=1)
+    own = world.miner.own_log_prob(rows, queries, beta, positives, drawn)
+    assert own.shape == rows.shape
+    np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-5)
+
+
+FROM_ALL = ("in-batch", "stochastic")  # which draws nothing; which asks of all rows for every query
+
+
+@pytest.mark.parametrize("name", [name for name in MINERS if name not in FROM_ALL])
+def test_probabilities_of_own_rows_take_no_matrix_of_all(name):
+    batch, negatives = 24, 12
+    miner = World(MINERS[name](num_negatives=negatives)).miner
+
+    @tf.function
+    def own(queries, positives):
+        mined, drawn = miner.mine(queries, tf.constant(BETA), positives)
+        return miner.own_log_prob(mined, queries, tf.constant(BETA), positives, drawn)
+
+    graph = own.get_concrete_function(some_queries(batch), tf.fill([batch, 1], 5)).graph
+    shapes = [each.shape for operation in graph.get_operations() for each in operation.outputs]
+    known = [shape.as_list() for shape in shapes if shape.rank is not None]
+    assert [batch, negatives] in known
+    assert [batch, batch * negatives] not in known and [batch, batch, negatives] not in known
+
+
 def test_query_whose_positives_are_all_targets_is_no_error(name):
     world = World(MINERS[name](), targets=6)
     mined, log_prob = world.mine(some_queries(2), tf.constant([[0, 1, 2, 3, 4, 5], [0, *[-1] * 5]]))

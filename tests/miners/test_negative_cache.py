@@ -110,7 +110,7 @@ def test_gradient_of_own_negatives_is_that_of_the_authors_loss():
     queries = some_queries(6)
     positives = tf.constant([[4], [9], [50], [8], [120], [7]])
     mined, drawn = world.miner.mine(queries, tf.constant(BETA), positives)
-    log_prob = world.miner.log_prob(mined[:, 0], queries, tf.constant(BETA), positives, drawn)
+    log_prob = world.miner.own_log_prob(mined, queries, tf.constant(BETA), positives, drawn)
     positive, negative = (tf.gather(world.table, rows[:, 0]) for rows in (positives, mined))
 
     def scores(queries):

@@ -27,6 +27,41 @@ def encodings(model, x):
     return queries, model.target_tower(TARGET_FEATURES, training=False).numpy()
 
 
+# Optimizers
+
+
+def weights_after_two_steps(optimizer):
+    model = make(optimizer=optimizer)
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    return small.weights(model)
+
+
+def test_schedule_and_clipping_are_those_of_the_optimizer():
+    """Against gradients taken and applied by hand, the second rate a tenth of the first."""
+    rates, norm = (0.5, 0.05), 0.1
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], list(rates))
+    found = weights_after_two_steps(keras.optimizers.SGD(schedule, global_clipnorm=norm))
+    model = make()
+    values = [v.value if IS_KERAS_3 else v for v in model.trainable_variables]
+    for rate in rates:
+        with tf.GradientTape() as tape:
+            loss = model.mined_loss(X, Y)
+        gradients = tape.gradient(loss, values)
+        size = np.sqrt(sum(np.sum(each.numpy() ** 2) for each in gradients))
+        assert size > norm
+        for value, gradient in zip(values, gradients, strict=True):
+            value.assign_sub(rate * norm / size * gradient)
+        model.after_step()
+    small.assert_same(found, small.weights(model))
+
+
+def test_scaled_loss_takes_the_same_steps():
+    scaling = (keras.optimizers if IS_KERAS_3 else keras.mixed_precision).LossScaleOptimizer
+    scaled = weights_after_two_steps(scaling(keras.optimizers.SGD(0.1)))
+    small.assert_same(scaled, weights_after_two_steps(keras.optimizers.SGD(0.1)))
+
+
 # Similarity
 
 

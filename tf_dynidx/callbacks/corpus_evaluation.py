@@ -59,15 +59,17 @@ class CorpusEvaluation(Scheduled):
     ):
         super().__init__(every)
         self.data = data
-        self.ks = [checks.positive_int("ks", k) for k in ks]
-        if not self.ks:
+        if not np.iterable(ks) or not len(ks):
             raise ValueError(f"ks must name at least one length of list. Received: ks={ks!r}")
-        self.exact = bool(exact)
+        self.ks = [checks.positive_int("ks", k) for k in ks]
+        self.exact = checks.flag("exact", exact)
         if exclude is not None:
             exclude = corpus_metrics.as_lists("exclude", exclude).numpy()
         self.exclude = exclude
         self.batch_size = checks.positive_int("batch_size", batch_size)
-        self.prefix = str(prefix)
+        if not isinstance(prefix, str):
+            raise ValueError(f"prefix must be a string. Received: prefix={prefix!r}")
+        self.prefix = prefix
         self._index = None
 
     def set_model(self, model):

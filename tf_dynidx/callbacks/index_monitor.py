@@ -1,11 +1,11 @@
 """`IndexMonitor`: how well the index follows the encoder, in the logs and in TensorBoard."""
 
 import os
-import time
 
 import numpy as np
 import tensorflow as tf
 
+from tf_dynidx.callbacks.mining_time import MiningTime
 from tf_dynidx.callbacks.schedule import ScheduledOnIndex
 from tf_dynidx.callbacks.summaries import write_histogram, write_scalar
 from tf_dynidx.index import checks
@@ -29,20 +29,22 @@ class IndexMonitor(ScheduledOnIndex):
     - "index/effective_sample_size": what 64 draws are worth, repeats considered: 64^2 over the sum of
       the squared numbers of times that each row came, median over queries.
     - "index/seconds_a_step": wall time of the training steps since the last time.
-    - "index/share_sampling", if `batch_size` is given: the time that one draw for a batch takes by
-      itself, outside the step, as a share of the time of a step. Write-backs and refreshes are not in
-      it, and what overlaps inside a step is not seen.
+    - "index/share_mining", if `batch_size` is given: the time that mining takes in a step, as a share
+      of the time of a step: "index/share_drawing", "index/share_writing" and "index/share_refreshing"
+      together. Each is run by itself, outside the step (`MiningTime` says how), so the shares are not
+      exact: what a step does at the same time counts in full, and a part by itself may be slower.
 
     The queries are encodings of 64 random rows, another 64 each time; draws are seeded apart from the
-    miner's, so that watching changes nothing. With `log_dir`, all of this is written for TensorBoard as
-    scalars, and the radii of nodes, the rows and the children that they have as histograms. Where the
-    miner has no index, nothing is logged, and a warning says so.
+    miner's, and what the timing changes is put back, so that watching changes nothing. Timing copies
+    the miner's variables to the host and back, and compiles what it times once. With `log_dir`, all of
+    this is written for TensorBoard as scalars, and the radii of nodes, the rows and the children that
+    they have as histograms. Where the miner has no index, nothing is logged, and a warning says so.
 
     Args:
         log_dir: folder for TensorBoard's event files; default: none are written.
         every: "epoch" (default): at the end of each; or int, every so many steps. Into the logs, which
             Keras keeps by epoch, goes what was found last; `history` has everything.
-        batch_size: int, queries a step; default: "index/share_sampling" is left out.
+        batch_size: int, queries a step; default: the shares are left out.
         seed: int, seeds the choice of rows and the draws.
 
     Raises:
@@ -55,12 +57,18 @@ class IndexMonitor(ScheduledOnIndex):
 
     def __init__(self, log_dir=None, every="epoch", batch_size=None, seed=0):
         super().__init__(every)
+        if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
+            raise ValueError(f"log_dir must be a folder or None. Received: log_dir={log_dir!r}")
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
         self.batch_size = batch_size
         if batch_size is not None:
             self.batch_size = checks.positive_int("batch_size", batch_size)
-        self.seed = int(seed)
-        self._writer = None
+        self.seed = checks.seed(seed)
+        self._writer = self._mining = None
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self._mining = None
 
     def on_train_end(self, logs=None):
         if self._writer is not None:
@@ -99,13 +107,13 @@ class IndexMonitor(ScheduledOnIndex):
         if step is not None:
             found["seconds_a_step"] = step
             if self.batch_size is not None and self.model.miner.num_negatives:
-                batch = index.read(rng.choice(held, self.batch_size).astype(np.int32))
-                drawn = _seconds(lambda: index.sample(batch, self._negatives(index), beta, seed=seed))
-                found["share_sampling"] = drawn / step
+                if self._mining is None:
+                    self._mining = MiningTime(self.model)
+                positives = rng.choice(held, self.batch_size).astype(np.int32)
+                taken = self._mining.seconds_a_step(positives)
+                found |= {f"share_{part}": seconds / step for part, seconds in taken.items()}
+                found["share_mining"] = sum(taken.values()) / step
         return found
-
-    def _negatives(self, index):
-        return min(self.model.miner.num_negatives, index.size)
 
     def _write(self, found, index):
         if self._writer is None:
@@ -144,11 +152,3 @@ def numbers(tree, name=""):
     for key, value in children:
         found |= numbers(value, f"{name}/{key}" if name else str(key))
     return found
-
-
-def _seconds(draw):
-    """Of a call, once it is compiled."""
-    draw()
-    started = time.perf_counter()
-    draw().ids.numpy()
-    return time.perf_counter() - started

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tf_dynidx.callbacks.schedule import ScheduledOnIndex
+from tf_dynidx.index import checks
 from tf_dynidx.keras_world import keras
 
 
@@ -31,7 +32,7 @@ class IndexRefresh(ScheduledOnIndex):
 
     def __init__(self, every="epoch", full=False):
         super().__init__(every)
-        self.full = bool(full)
+        self.full = checks.flag("full", full)
 
     def act_on(self, index):
         if self.full:

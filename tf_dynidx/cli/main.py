@@ -322,6 +322,26 @@ def _add_bench(commands):
     _add_seed_and_report(serve)
     serve.set_defaults(run=_run_bench_serve)
 
+    memory = subjects.add_parser(
+        "memory",
+        help="the memory of a step with many negatives, encoded in chunks and all at once",
+        description="Trains some steps of a model with a large tower on generated data, each query "
+        "with negatives of its own, with encode_chunk and without, each in a process of its own, and "
+        "compares their peaks of memory.",
+    )
+    for name, default, what in (
+        ("batch", 8, "queries a step"),
+        ("negatives", 1024, "negatives of each query"),
+        ("chunk", 256, "candidates that are encoded together"),
+        ("width", 2048, "width of the tower's hidden layers"),
+        ("depth", 6, "number of the tower's hidden layers"),
+    ):
+        memory.add_argument(
+            f"--{name}", type=positive_int, default=default, help=f"{what} (default {default})"
+        )
+    _add_seed_and_report(memory)
+    memory.set_defaults(run=_run_bench_memory)
+
 
 def _add_data_files(bench):
     """The files of a model that a benchmark may train."""
@@ -474,6 +494,19 @@ def _run_bench_serve(options) -> int:
     names = ("rows", "requests", "encodings", "seed", "report")
     settings = serve.Settings(**{name: getattr(options, name) for name in names})
     return serve.bench_serve(settings, real)
+
+
+def _run_bench_memory(options) -> int:
+    from tf_dynidx import files
+
+    if options.report:
+        files.check_writable_target(options.report, "file")
+    import_tensorflow()
+    from tf_dynidx.cli.bench import memory
+
+    names = ("batch", "negatives", "chunk", "width", "depth", "seed", "report")
+    settings = memory.Settings(**{name: getattr(options, name) for name in names})
+    return memory.bench_memory(settings)
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 _BLOCK = 65_536  # rows that are looked at at a time
+_LARGEST_SEED = 2**31 - 8  # int32, with room for what is added to tell draws apart
 
 
 def vectors(name, value, dim, stored=tf.float32):
@@ -117,6 +118,34 @@ def positive_float(name, value):
     if not number or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive and finite. Received: {name}={value!r}")
     return float(value)
+
+
+def flag(name, value):
+    """`value` as bool; ValueError for anything but True or False, such as "no", which is true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False. Received: {name}={value!r}")
+    return bool(value)
+
+
+def seed(value):
+    """`value` as int; ValueError unless it is a whole number that stateless draws can count from."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not 0 <= value <= _LARGEST_SEED:
+        raise ValueError(
+            f"seed must be a whole number from 0 to {_LARGEST_SEED}. Received: seed={value!r}"
+        )
+    return int(value)
+
+
+def row_dtype(name, value):
+    """`value` as `tf.DType`; ValueError unless rows can be held in it."""
+    try:
+        dtype = tf.as_dtype(value)
+    except TypeError:
+        dtype = None
+    if isinstance(value, bool) or dtype not in (tf.float32, tf.float16, tf.bfloat16):
+        raise ValueError(f"{name} must be float32, float16 or bfloat16. Received: {name}={value!r}")
+    return dtype
 
 
 def _dtype_name(value):

@@ -119,13 +119,8 @@ class DynamicIndex(tf.Module):
         self.capacity = checks.positive_int("capacity", capacity)
         if self.capacity > 2**29:
             raise ValueError(f"capacity is at most 2**29. Received: capacity={capacity}")
-        try:
-            row_dtype = tf.as_dtype(dtype)
-        except TypeError:
-            row_dtype = None
-        if row_dtype not in (tf.float32, tf.float16, tf.bfloat16):
-            raise ValueError(f"dtype must be float32, float16 or bfloat16. Received: {dtype!r}")
-        self.seed = int(seed)
+        row_dtype = checks.row_dtype("dtype", dtype)
+        self.seed = checks.seed(seed)
         self.tree = Tree(self.dim, self.capacity, row_dtype)
         if num_landmarks is None:
             num_landmarks = reencoder.default_landmarks(self.dim, self.capacity)

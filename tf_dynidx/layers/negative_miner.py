@@ -1,14 +1,11 @@
 """`NegativeMiner`: mined negatives as a layer, for losses of your own."""
 
-import math
-
 import numpy as np
 import tensorflow as tf
 
 from tf_dynidx.corpus import TargetCorpus, encode_all
 from tf_dynidx.index import checks
 from tf_dynidx.keras_world import keras
-from tf_dynidx.losses import log_expected_own_counts
 from tf_dynidx.miners import Miner
 from tf_dynidx.ops.membership import is_among
 from tf_dynidx.variables import named_variables, read, write
@@ -55,6 +52,10 @@ class NegativeMiner(keras.layers.Layer):
             )
         if not isinstance(corpus, TargetCorpus):
             raise ValueError(f"corpus must be a TargetCorpus. Received: {type(corpus).__name__}")
+        if not isinstance(target_tower, keras.layers.Layer):
+            raise ValueError(
+                f"target_tower must be a Keras model. Received: target_tower={target_tower!r}"
+            )
         self.miner, self.corpus, self.target_tower = miner, corpus, target_tower
         self.temperature = checks.positive_float("temperature", temperature)
 
@@ -95,9 +96,7 @@ class NegativeMiner(keras.layers.Layer):
         positives = positives[:, None] if positives.shape.rank == 1 else positives
         beta = tf.constant(1.0 / self.temperature)
         rows, drawn = self.miner.mine(queries, beta, positives)
-        log_prob = self.miner.log_prob(tf.reshape(rows, [-1]), queries, beta, positives, drawn)
-        draws = self.miner.num_negatives
-        log_prob = log_expected_own_counts(log_prob, draws) - math.log(draws)
+        log_prob = self.miner.own_log_prob(rows, queries, beta, positives, drawn)
         # Not every miner knows a positive when it draws one.
         return rows, tf.where(is_among(rows, positives), -float("inf"), log_prob)
 

@@ -75,12 +75,8 @@ class TreeTopK(keras.layers.Layer):
             raise ValueError(
                 f"k is at most the capacity. Received: k={self.k}, capacity={self.capacity}"
             )
-        self.row_dtype = str(row_dtype)
-        if self.row_dtype not in ("float32", "float16", "bfloat16"):
-            raise ValueError(
-                f"row_dtype must be float32, float16 or bfloat16. Received: row_dtype={row_dtype!r}"
-            )
-        self.seed = int(seed)
+        self.row_dtype = checks.row_dtype("row_dtype", row_dtype).name
+        self.seed = checks.seed(seed)
         self._index = None
         self._identifiers = None
 

@@ -1,8 +1,8 @@
 """`SampledSoftmax`: `sampled_softmax` as a Keras loss."""
 
-import numpy as np
 import tensorflow as tf
 
+from tf_dynidx.index import checks
 from tf_dynidx.keras_world import keras
 from tf_dynidx.losses.sampled_softmax import sampled_softmax
 
@@ -37,12 +37,7 @@ class SampledSoftmax(keras.losses.Loss):
         **kwargs,
     ):
         super().__init__(reduction=reduction, name=name, **kwargs)
-        number = isinstance(temperature, int | float | np.number) and not isinstance(temperature, bool)
-        if not number or not 0 < temperature < float("inf"):
-            raise ValueError(
-                f"temperature must be positive and finite. Received: temperature={temperature!r}"
-            )
-        self.temperature = float(temperature)
+        self.temperature = checks.positive_float("temperature", temperature)
 
     def __call__(self, y_true, y_pred, sample_weight=None, log_expected=None, masked=None):
         """The loss of a batch.

@@ -68,17 +68,11 @@ def log_expected_own_counts(log_prob, draws):
     """How often each candidate was to be expected among a query's own draws, in logs.
 
     Args:
-        log_prob: float32 [queries, queries * draws], log probability that one draw for a query is each
-            of the rows drawn, those of the first query first; or [1, queries * draws], if all queries
-            draw alike.
+        log_prob: float32 [queries, draws], log probability that one draw for a query is each of the
+            rows drawn for it (`Miner.own_log_prob`).
         draws: int, draws a query.
 
     Returns:
         float32 [queries, draws], log(draws * p_b(j)) for the draws j of query b.
     """
-    own = tf.reshape(log_prob, [tf.shape(log_prob)[0], -1, draws])
-    if log_prob.shape[0] == 1:
-        own = own[0]
-    else:
-        own = tf.gather(own, tf.range(tf.shape(own)[0]), axis=1, batch_dims=1)
-    return own + tf.math.log(float(draws))
+    return log_prob + tf.math.log(float(draws))

@@ -18,7 +18,7 @@ class _CorpusMetric(keras.metrics.Mean):
     def __init__(self, k, index, exact, budget, name, dtype):
         super().__init__(name=name, dtype=dtype)
         self.k = None if k is None else checks.positive_int("k", k)
-        self.exact = bool(exact)
+        self.exact = checks.flag("exact", exact)
         self.budget = None if budget is None else checks.positive_int("budget", budget)
         if self.k is None and not self.exact:
             raise ValueError(

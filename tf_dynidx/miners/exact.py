@@ -1,8 +1,10 @@
 """The oracle: all targets encoded afresh at every step, and drawn from by brute force."""
 
+import functools
+
 import tensorflow as tf
 
-from tf_dynidx.miners.miner import Miner, without_positives
+from tf_dynidx.miners.miner import Miner, softmax_log_prob
 from tf_dynidx.ops import table_draws
 
 
@@ -24,5 +26,8 @@ class Exact(Miner):
 
     def log_prob(self, rows, queries, beta, positives, drawn):
         table, log_partition = drawn
-        scores = beta * tf.matmul(queries, tf.gather(table, rows), transpose_b=True)
-        return without_positives(scores - log_partition[:, None], rows, positives)
+        read = functools.partial(tf.gather, table)
+        return softmax_log_prob(read, rows, queries, beta, positives, log_partition)
+
+    def own_log_prob(self, rows, queries, beta, positives, drawn):
+        return self.log_prob(rows, queries, beta, positives, drawn)

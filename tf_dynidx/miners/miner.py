@@ -32,11 +32,11 @@ class Miner(tf.Module):
             seed: int, seeds every draw.
 
         Raises:
-            ValueError: num_negatives is not a whole number of at least 1.
+            ValueError: num_negatives is not a whole number of at least 1, or the seed none from 0 on.
         """
         super().__init__(name=name)
         self.num_negatives = checks.positive_int("num_negatives", num_negatives)
-        self.seed = int(seed)
+        self.seed = checks.seed(seed)
         self.full_encodes = self.rows_encoded = 0
         self.built = False
         self._first_call = 0
@@ -128,6 +128,27 @@ class Miner(tf.Module):
         """
         raise NotImplementedError
 
+    def own_log_prob(self, rows, queries, beta, positives, drawn):
+        """Log probability that one draw for a query is each of the rows that were drawn for it.
+
+        By default what `log_prob` says of all rows and all queries, of which each query's own are
+        taken: queries times as much as is wanted, unless all queries draw alike. A miner that can
+        tell of each query's own rows alone overrides it.
+
+        Args:
+            rows: int32 [queries, draws].
+            queries, beta, positives, drawn: as for `log_prob`.
+
+        Returns:
+            float32 [queries, draws]; -inf for a row that the query cannot draw.
+        """
+        log_prob = self.log_prob(tf.reshape(rows, [-1]), queries, beta, positives, drawn)
+        if log_prob.shape[0] == 1:
+            return tf.reshape(log_prob, tf.shape(rows))
+        number, draws = tf.shape(rows)[0], tf.shape(rows)[1]
+        log_prob = tf.reshape(log_prob, [number, number, draws])
+        return tf.gather(log_prob, tf.range(number), axis=1, batch_dims=1)
+
     def observe_positives(self, rows, weights):
         """Takes in the positives that the step has trained on. Default: nothing to do.
 
@@ -182,6 +203,27 @@ class Miner(tf.Module):
         return cls(**config)
 
 
+def softmax_log_prob(read, rows, queries, beta, positives, log_partition):
+    """Log probabilities of a softmax over a table, known positives left out.
+
+    Args:
+        read: function from int32 [rows] to float32 [rows, dim], what the table holds.
+        rows: int32 [rows], asked of every query; or [queries, rows], where each has its own.
+        queries, beta, positives: as for `Miner.mine`.
+        log_partition: float32 [queries].
+
+    Returns:
+        float32 [queries, rows]; -inf where a row is a known positive of the query.
+    """
+    if rows.shape.rank == 1:
+        scores = tf.matmul(queries, read(rows), transpose_b=True)
+        rows = rows[None]
+    else:
+        shape = [tf.shape(rows)[0], tf.shape(rows)[1], queries.shape[1]]
+        scores = tf.einsum("qd,qnd->qn", queries, tf.reshape(read(tf.reshape(rows, [-1])), shape))
+    return without_positives(beta * scores - log_partition[:, None], rows, positives)
+
+
 def without_positives(log_prob, rows, positives):
-    """-inf where a row is a known positive of the query: float32 [queries, rows]."""
-    return tf.where(is_among(rows[None], positives), -float("inf"), log_prob)
+    """-inf where a row, int32 [1 or queries, rows], is a known positive: float32 [queries, rows]."""
+    return tf.where(is_among(rows, positives), -float("inf"), log_prob)

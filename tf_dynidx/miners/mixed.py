@@ -68,15 +68,30 @@ class Mixed(Miner):
         return self._picked(mined), drawn
 
     def log_prob(self, rows, queries, beta, positives, drawn):
-        weights = self._weights or [miner.num_negatives for miner in self.miners]
-        parts = []
-        for miner, weight, mine in zip(self.miners, weights, drawn, strict=True):
-            part = miner.log_prob(rows, queries, beta, positives, mine)
-            parts.append(part + math.log(weight / sum(weights)))
+        parts = [
+            miner.log_prob(rows, queries, beta, positives, mine)
+            for miner, mine in zip(self.miners, drawn, strict=True)
+        ]
         if any(part.shape[0] != 1 for part in parts):
             shape = [tf.shape(queries)[0], tf.shape(rows)[0]]
             parts = [tf.broadcast_to(part, shape) for part in parts]
-        return tf.reduce_logsumexp(tf.stack(parts), axis=0)
+        return self._mixture(parts)
+
+    def own_log_prob(self, rows, queries, beta, positives, drawn):
+        return self._mixture(
+            [
+                miner.own_log_prob(rows, queries, beta, positives, mine)
+                for miner, mine in zip(self.miners, drawn, strict=True)
+            ]
+        )
+
+    def _mixture(self, log_probs):
+        """Log probability of the mixture, from those of its parts."""
+        weights = self._weights or [miner.num_negatives for miner in self.miners]
+        logs = [math.log(weight / sum(weights)) for weight in weights]
+        return tf.reduce_logsumexp(
+            tf.stack([part + log for part, log in zip(log_probs, logs, strict=True)]), axis=0
+        )
 
     def observe_positives(self, rows, weights):
         for miner in self.miners:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_dynidx.corpus import encode_all
 from tf_dynidx.index import checks
-from tf_dynidx.miners.miner import Miner, without_positives
+from tf_dynidx.miners.miner import Miner, softmax_log_prob
 from tf_dynidx.ops import table_draws
 
 
@@ -98,9 +98,15 @@ class NegativeCache(Miner):
 
     def log_prob(self, rows, queries, beta, positives, drawn):
         places = self._places_of(rows)
-        encodings = tf.gather(self.table, tf.maximum(places, 0))
-        scores = beta * tf.matmul(queries, encodings, transpose_b=True) - drawn[:, None]
-        return without_positives(tf.where(places < 0, -float("inf"), scores), rows, positives)
+
+        def read(_):
+            return tf.gather(self.table, tf.maximum(tf.reshape(places, [-1]), 0))
+
+        log_prob = softmax_log_prob(read, rows, queries, beta, positives, drawn)
+        return tf.where(places < 0, -float("inf"), log_prob)
+
+    def own_log_prob(self, rows, queries, beta, positives, drawn):
+        return self.log_prob(rows, queries, beta, positives, drawn)
 
     def observe(self, rows, encodings):
         self.clock.assign_add(1)

@@ -1,9 +1,11 @@
 """Negatives drawn from a softmax over encodings that are all made anew every so many steps."""
 
+import functools
+
 import tensorflow as tf
 
 from tf_dynidx.index import checks
-from tf_dynidx.miners.miner import Miner, without_positives
+from tf_dynidx.miners.miner import Miner, softmax_log_prob
 from tf_dynidx.ops import table_draws
 from tf_dynidx.ops.in_place import do_if
 
@@ -55,8 +57,11 @@ class Stale(Miner):
         )
 
     def log_prob(self, rows, queries, beta, positives, drawn):
-        scores = beta * tf.matmul(queries, tf.gather(self.table, rows), transpose_b=True)
-        return without_positives(scores - drawn[:, None], rows, positives)
+        read = functools.partial(tf.gather, self.table)
+        return softmax_log_prob(read, rows, queries, beta, positives, drawn)
+
+    def own_log_prob(self, rows, queries, beta, positives, drawn):
+        return self.log_prob(rows, queries, beta, positives, drawn)
 
     def observe(self, rows, encodings):
         do_if(self.age.assign_add(1) >= self.refresh_every, self._refresh)

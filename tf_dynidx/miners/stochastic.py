@@ -78,7 +78,7 @@ class Stochastic(Miner):
         log_prob = tf.gather(self._log_kept(), beaten_by)
         unknown = tf.cast(-np.log(self.num_targets), tf.float32)
         log_prob = tf.where(times > 0, log_prob, unknown)
-        return without_positives(log_prob, rows, positives)
+        return without_positives(log_prob, rows[None], positives)
 
     def _log_kept(self):
         """log p of a target that half as many of the sample beat: float32 [2 num_candidates + 1].

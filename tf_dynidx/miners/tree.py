@@ -4,8 +4,8 @@ import warnings
 
 import tensorflow as tf
 
-from tf_dynidx.index import DynamicIndex, reencoder
-from tf_dynidx.miners.miner import Miner, without_positives
+from tf_dynidx.index import DynamicIndex, checks, reencoder
+from tf_dynidx.miners.miner import Miner, softmax_log_prob
 from tf_dynidx.ops.in_place import do_if
 
 
@@ -43,7 +43,8 @@ class Tree(Miner):
         reencoder.check_options(kernel, form, landmarks, refresh_every)
         self.refresh_every = refresh_every
         self.kernel, self.form, self.landmarks = kernel, form, landmarks
-        self.dtype = getattr(dtype, "name", dtype)  # a str, so that it can be written to a file
+        # A str, so that it can be written to a file.
+        self.dtype = checks.row_dtype("dtype", dtype).name
         self.index = None
         self._warned = False
 
@@ -67,9 +68,10 @@ class Tree(Miner):
         return tf.maximum(sample.ids, 0), sample.log_partition
 
     def log_prob(self, rows, queries, beta, positives, drawn):
-        table = self.index.read(rows)
-        log_prob = beta * tf.matmul(queries, table, transpose_b=True) - drawn[:, None]
-        return without_positives(log_prob, rows, positives)
+        return softmax_log_prob(self.index.read, rows, queries, beta, positives, drawn)
+
+    def own_log_prob(self, rows, queries, beta, positives, drawn):
+        return self.log_prob(rows, queries, beta, positives, drawn)
 
     def observe(self, rows, encodings):
         self.index.write(rows, encodings)

@@ -132,6 +132,8 @@ class DualEncoder(keras.Model):
             ValueError: an argument is not as described, or there are more negatives than targets.
         """
         super().__init__(name=name)
+        _check_tower("query_tower", query_tower)
+        _check_tower("target_tower", target_tower)
         if not isinstance(corpus, TargetCorpus):
             raise ValueError(f"corpus must be a TargetCorpus. Received: {type(corpus).__name__}")
         miner = Tree() if miner is None else miner
@@ -155,7 +157,7 @@ class DualEncoder(keras.Model):
             )
         self.query_tower, self.target_tower = query_tower, target_tower
         self.corpus, self.miner = corpus, miner
-        self.learn_temperature = bool(learn_temperature)
+        self.learn_temperature = checks.flag("learn_temperature", learn_temperature)
         self.similarity, self.sharing = similarity, sharing
         self.relative_margin = _margin("relative_margin", relative_margin)
         self.absolute_margin = _margin("absolute_margin", absolute_margin)
@@ -165,7 +167,7 @@ class DualEncoder(keras.Model):
         if encode_chunk is not None:
             encode_chunk = checks.positive_int("encode_chunk", encode_chunk)
         self.encode_chunk = encode_chunk
-        self.seed = int(seed)
+        self.seed = checks.seed(seed)
         self._log_beta = None
         if self.learn_temperature:
             self._log_beta = self.add_weight(
@@ -380,18 +382,16 @@ class DualEncoder(keras.Model):
         fixed, fixed_beta = tf.stop_gradient(queries), tf.stop_gradient(beta)
         mined, drawn = self.miner.mine(fixed, fixed_beta, positives)
         rows = tf.concat([chosen, tf.reshape(mined, [-1])], axis=0)
-
-        def log_prob(rows):
-            return self.miner.log_prob(rows, fixed, fixed_beta, positives, drawn)
-
+        asked = fixed, fixed_beta, positives, drawn
         encodings = self._encode_candidates(rows, training)
         self.built = True
         draws = self.miner.num_negatives
         if self.sharing == "batch":
             scores = tf.matmul(queries, encodings, transpose_b=True)
             own, own_scores = tf.range(batch), tf.linalg.diag_part(scores[:, :batch])
+            log_prob = self.miner.log_prob(rows, *asked)
             log_expected = losses.log_expected_counts(
-                log_prob(rows), draws, self.frequencies.log_frequency(rows), batch
+                log_prob, draws, self.frequencies.log_frequency(rows), batch
             )
             log_expected -= tf.pad(self._log_weight(rows[batch:]), [[batch, 0]])
             masked = is_among(rows[None], positives)
@@ -403,7 +403,7 @@ class DualEncoder(keras.Model):
             scores = tf.concat(
                 [own_scores[:, None], tf.einsum("qd,qnd->qn", queries, negative)], axis=1
             )
-            log_expected = losses.log_expected_own_counts(log_prob(rows[batch:]), draws)
+            log_expected = losses.log_expected_own_counts(self.miner.own_log_prob(mined, *asked), draws)
             log_expected -= self._log_weight(mined)
             log_expected = tf.pad(log_expected, [[0, 0], [1, 0]])
             masked = is_among(tf.concat([chosen[:, None], mined], axis=1), positives)
@@ -673,6 +673,11 @@ def _between(prepare, look, function):
 def _clip_log_beta(log_beta):
     least, most = _LEARNED_BETA
     return tf.clip_by_value(tf.convert_to_tensor(log_beta), math.log(least), math.log(most))
+
+
+def _check_tower(name, tower):
+    if not isinstance(tower, keras.layers.Layer):
+        raise ValueError(f"{name} must be a Keras model. Received: {name}={tower!r}")
 
 
 def _number(name, value):
