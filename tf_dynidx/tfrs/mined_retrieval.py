@@ -96,7 +96,8 @@ class MinedRetrieval(tasks.Retrieval):
         self.candidate_model, self.corpus, self.miner = candidate_model, corpus, miner
         self.frequencies = PositiveFrequencies(corpus.size)
         # A step of TensorFlow Recommenders is not compiled: it may hold strings, and so may the tower,
-        # which other miners call. The draws of a tree are numbers alone: half the time, compiled.
+        # which other miners call. The draws of a tree are numbers alone: half the time, compiled. Only
+        # in training, whose batches are of one size: every other size would be compiled as well.
         self._mine = miner.mine
         if isinstance(miner, Tree):
             self._mine = tf.function(miner.mine, autograph=False, jit_compile=True)
@@ -182,7 +183,8 @@ class MinedRetrieval(tasks.Retrieval):
         flat = tf.stop_gradient(tf.reshape(queries, [-1, queries.shape[-1]]))
         positives = tf.repeat(rows[:num_queries, None], heads, axis=0)
         beta = tf.constant(1.0 / (self._temperature or 1.0))
-        mined, drawn = self._mine(flat, beta, positives)
+        mine = self._mine if training else self.miner.mine
+        mined, drawn = mine(flat, beta, positives)
         mined = tf.reshape(mined, [-1])
         encodings = tf.concat([given, self.encode_rows(mined, training=mode)], axis=0)
         all_rows = tf.concat([rows, mined], axis=0)
