@@ -15,6 +15,9 @@ _WITHOUT_KERAS = [
     *("test_compare.py", "test_compare_process.py", "test_data.py", "test_docstrings.py"),
 ]
 
+# What one of the worlds alone has: `tests/tfrs` has its own list.
+_OF_ONE_WORLD = {"test_keras_rs.py": True, "test_bench_tfrs.py": False}  # whether that is Keras 3
+
 # Nothing that tests compile runs for long.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
@@ -41,9 +44,11 @@ def _has_browser():
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Leaves out the browser's tests where there is none; and in Keras 2 what has nothing to do with
-    Keras, unless it is asked for by name."""
+    """Leaves out the browser's tests where there is none, and what the other world alone has; and in
+    Keras 2 what has nothing to do with Keras, unless it is asked for by name."""
     if collection_path.name == _WITH_BROWSER and not _has_browser():
+        return True
+    if _OF_ONE_WORLD.get(collection_path.name, IS_KERAS_3) != IS_KERAS_3:
         return True
     if IS_KERAS_3 or collection_path.name not in _WITHOUT_KERAS:
         return None

@@ -5,6 +5,15 @@ import sys
 
 import pytest
 
+_BREAKS = """
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow_recommenders":
+            from tensorflow.errors import NotFoundError
+            raise NotFoundError(None, None, "an operation of another release")
+sys.meta_path.insert(0, Broken())
+"""
+
 
 @pytest.mark.parametrize(
     "legacy, block, received",
@@ -15,6 +24,8 @@ import pytest
             "sys.modules['tensorflow_recommenders'] = None",
             "Received: ModuleNotFoundError",
         ),
+        # As beside a ScaNN of another TensorFlow: what is raised is no ImportError.
+        ("1", _BREAKS, "Received: NotFoundError: an operation of another release"),
     ],
 )
 def test_where_it_cannot_be_imported_the_error_says_what_to_set(legacy, block, received):

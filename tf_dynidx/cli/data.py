@@ -166,6 +166,14 @@ def read_pairs(path: str | os.PathLike, targets: Targets) -> Pairs:
     return Pairs(queries, positives)
 
 
+def by_query(pairs: Pairs) -> dict[str, np.ndarray]:
+    """The rows of all positives of each distinct query, in order of first appearance."""
+    known: dict[str, np.ndarray] = {}
+    for query, rows in zip(pairs.queries, pairs.positives, strict=True):
+        known[query] = np.union1d(known[query], rows) if query in known else rows
+    return known
+
+
 def digest(data: Targets | Pairs) -> str:
     """What tells data from other data: 16 hexadecimal digits of a SHA-256 of all that was read.
 

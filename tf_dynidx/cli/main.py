@@ -6,6 +6,7 @@ import sys
 
 from tf_dynidx.cli.arguments import port, positive_int, positive_number, seed, share
 from tf_dynidx.cli.bench import index as bench_index
+from tf_dynidx.cli.bench import tfrs as bench_tfrs
 from tf_dynidx.cli.compare import methods
 from tf_dynidx.cli.data import DataError
 from tf_dynidx.cli.settings import BUDGETS, MINERS, SHARINGS, Settings
@@ -247,7 +248,7 @@ def _add_bench(commands):
     )
     index.add_argument(
         "--parts",
-        type=_parts,
+        type=_parts(bench_index.PARTS),
         default=bench_index.DEFAULT_PARTS,
         metavar="PART,...",
         help=f"of {', '.join(bench_index.PARTS)} (default {','.join(bench_index.DEFAULT_PARTS)}); "
@@ -341,6 +342,49 @@ def _add_bench(commands):
         )
     _add_seed_and_report(memory)
     memory.set_defaults(run=_run_bench_memory)
+
+    tfrs = subjects.add_parser(
+        "tfrs",
+        help="the task and the top-k layer beside those of TensorFlow Recommenders",
+        description="Measures the metric of TensorFlow Recommenders through its own top-k layers and "
+        "through the tree, on random clustered encodings; and, where files are given (as for "
+        "`tf-dynidx train`), trains the same id towers with its task and with mined negatives for the "
+        "same time. Keras 2 only: set TF_USE_LEGACY_KERAS=1. Ctrl-C ends it early; what has been "
+        "measured is printed and written.",
+    )
+    tfrs.add_argument(
+        "--parts",
+        type=_parts(bench_tfrs.PARTS),
+        metavar="PART,...",
+        help=f"of {', '.join(bench_tfrs.PARTS)} (default evaluation, and training with files)",
+    )
+    tfrs.add_argument(
+        "--sizes",
+        type=_enough_rows,
+        nargs="+",
+        default=bench_tfrs.Settings.sizes,
+        metavar="N",
+        help="numbers of random candidates to evaluate on (default 100000 1000000)",
+    )
+    _add_data_files(tfrs)
+    budget = tfrs.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--seconds",
+        type=positive_number,
+        default=bench_tfrs.Settings.seconds,
+        metavar="S",
+        help="training time of each model, evaluation apart (default 120)",
+    )
+    budget.add_argument("--steps", type=positive_int, metavar="N", help="training steps instead")
+    tfrs.add_argument(
+        "--seeds",
+        type=positive_int,
+        default=bench_tfrs.Settings.seeds,
+        metavar="N",
+        help="models trained with each task, from --seed up (default 3)",
+    )
+    _add_seed_and_report(tfrs)
+    tfrs.set_defaults(run=_run_bench_tfrs)
 
 
 def _add_data_files(bench):
@@ -509,14 +553,30 @@ def _run_bench_memory(options) -> int:
     return memory.bench_memory(settings)
 
 
-def _parts(text: str) -> tuple[str, ...]:
-    parts = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    unknown = [part for part in parts if part not in bench_index.PARTS]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"must be of {', '.join(bench_index.PARTS)}, joined by commas. Received: {text!r}"
+def _run_bench_tfrs(options) -> int:
+    names = ("parts", "targets", "train", "test", "seconds", "steps", "seeds", "seed", "report")
+    settings = bench_tfrs.check(
+        bench_tfrs.Settings(
+            sizes=tuple(options.sizes), **{name: getattr(options, name) for name in names}
         )
-    return parts
+    )
+    import_tensorflow()
+    return bench_tfrs.bench_tfrs(settings)
+
+
+def _parts(known):
+    """A function from text to the parts of a benchmark that it names, of those known."""
+
+    def read(text: str) -> tuple[str, ...]:
+        parts = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+        unknown = [part for part in parts if part not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(
+                f"must be of {', '.join(known)}, joined by commas. Received: {text!r}"
+            )
+        return parts
+
+    return read
 
 
 def _enough_rows(text: str) -> int:

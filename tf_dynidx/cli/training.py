@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tf_dynidx import miners
 from tf_dynidx.cli import encoders, memory
 from tf_dynidx.cli.checkpoint import Checkpoint
-from tf_dynidx.cli.data import Pairs, Targets, digest
+from tf_dynidx.cli.data import Pairs, Targets, by_query, digest
 from tf_dynidx.cli.settings import BUDGETS, MINERS, Settings
 from tf_dynidx.cli.start import stopped_once
 from tf_dynidx.corpus import TargetCorpus
@@ -194,7 +194,7 @@ class _Data:
     def __init__(self, targets, pairs, test, held_out, settings):
         self.settings = settings
         self.num_targets = len(targets.identifiers)
-        known = _by_query(pairs)
+        known = by_query(pairs)
         if settings.encoder == "text":
             tokenizer = encoders.Tokenizer()
             self.read_query = self.read_target = tokenizer
@@ -535,11 +535,3 @@ def _mining_seconds(model, data):
     for _ in range(_TIMED_STEPS):
         mine().numpy()
     return (time.perf_counter() - began) / _TIMED_STEPS
-
-
-def _by_query(pairs):
-    """The rows of all positives of each distinct query, in order of first appearance."""
-    known = {}
-    for query, rows in zip(pairs.queries, pairs.positives, strict=True):
-        known[query] = np.union1d(known[query], rows) if query in known else rows
-    return known

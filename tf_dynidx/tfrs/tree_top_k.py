@@ -143,23 +143,28 @@ class TreeTopK(factorized_top_k.TopK):
         )
 
     def get_config(self):
-        """The constructor's arguments; candidates are in checkpoints and SavedModels."""
+        """The constructor's arguments; candidates are in checkpoints and in what `save` writes."""
         query_model = self.tree.query_model
         if query_model is not None:
             query_model = keras.utils.serialize_keras_object(query_model)
         names = ("k", "capacity", "budget", "row_dtype", "seed")
         config = {name: getattr(self.tree, name) for name in names}
+        # What the variables are like, so that `load_model` finds some to put the candidates into.
+        config["variables"] = self.tree.get_build_config()
         return config | {"query_model": query_model, "name": self.name}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """A layer of the same arguments, without candidates."""
         config = dict(config)
+        variables = config.pop("variables", None)
         if isinstance(config.get("query_model"), dict):
             config["query_model"] = keras.utils.deserialize_keras_object(
                 config["query_model"], custom_objects
             )
-        return cls(**config)
+        layer = cls(**config)
+        layer.tree.build_from_config(variables)
+        return layer
 
 
 def _finite(scores, identifiers):
