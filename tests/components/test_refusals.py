@@ -45,6 +45,7 @@ ARGUMENTS = {
         "absolute_margin": AT_LEAST_0,
         "max_score": NUMBER,
         "range_min": RANK,
+        "unlabelled_weight": (*AT_LEAST_0, 1.5, None),
         "encode_chunk": COUNT,
         "seed": SEED,
     },

@@ -216,12 +216,6 @@ def test_labels_are_learned_from_the_examples():
     np.testing.assert_array_equal(np.flatnonzero(labelled), np.unique(POSITIVES))
 
 
-@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan"), None, True, "0"])
-def test_weights_out_of_range_are_refused(weight):
-    with pytest.raises(ValueError, match="unlabelled_weight.*Received"):
-        make(Uniform(20), options={"unlabelled_weight": weight})
-
-
 @pytest.mark.parametrize("sharing", ["batch", "none"])
 def test_options_compile(sharing):
     options = {
