@@ -179,10 +179,7 @@ def test_probabilities_of_own_rows_are_among_those_of_all(name):
     np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-5)
 
 
-FROM_ALL = ("in-batch", "stochastic")  # which draws nothing; which asks of all rows for every query
-
-
-@pytest.mark.parametrize("name", [name for name in MINERS if name not in FROM_ALL])
+@pytest.mark.parametrize("name", [name for name in MINERS if name != "in-batch"])
 def test_probabilities_of_own_rows_take_no_matrix_of_all(name):
     batch, negatives = 24, 12
     miner = World(MINERS[name](num_negatives=negatives)).miner

@@ -68,17 +68,25 @@ class Stochastic(Miner):
 
     def log_prob(self, rows, queries, beta, positives, drawn):
         sample, scores, best = drawn
-        upto = draws.entries_up_to(sample[None], rows[None])[0]
-        times = upto - draws.entries_up_to(sample[None], rows[None] - 1)[0]
+        asked = tf.reshape(rows, [1, -1])
+        upto = draws.entries_up_to(sample[None], asked)
+        times = tf.reshape(upto - draws.entries_up_to(sample[None], asked - 1), tf.shape(rows))
+        place = tf.reshape(tf.maximum(upto - 1, 0), tf.shape(rows))
         # How many of the sample score at least as high as the target, which is there itself.
-        own = tf.gather(scores, tf.maximum(upto - 1, 0), axis=1)
+        if rows.shape.rank == 1:
+            rows, own = rows[None], tf.gather(scores, place, axis=1)
+        else:
+            own = tf.gather(scores, place, batch_dims=1)
         # What comes after the best ones is kept with a probability below e^-40.
         at_least = draws.entries_up_to(-best, -own)
         beaten_by = tf.clip_by_value(2 * at_least - times, 0, 2 * self.num_candidates)
         log_prob = tf.gather(self._log_kept(), beaten_by)
         unknown = tf.cast(-np.log(self.num_targets), tf.float32)
         log_prob = tf.where(times > 0, log_prob, unknown)
-        return without_positives(log_prob, rows[None], positives)
+        return without_positives(log_prob, rows, positives)
+
+    def own_log_prob(self, rows, queries, beta, positives, drawn):
+        return self.log_prob(rows, queries, beta, positives, drawn)
 
     def _log_kept(self):
         """log p of a target that half as many of the sample beat: float32 [2 num_candidates + 1].
