@@ -13,7 +13,9 @@ PYTEST_PROCESSES ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 BIN := .venv/bin
-PYTEST = $(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+# Files in their order, as by default those with few tests come last, and they are the long ones.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile \
+    --no-loadscope-reorder $(PYTEST_ARGS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Stamps: an install is repeated only when what it depends on has changed.

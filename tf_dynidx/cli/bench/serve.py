@@ -25,6 +25,7 @@ EXPORTS = (
     ("exact", "float32", None),
     ("exact", "float16", None),
     ("exact", "int8", None),
+    ("tree", "float32", 0.003),
     ("tree", "float32", 0.005),
     ("tree", "float32", 0.01),
     ("tree", "float32", None),
