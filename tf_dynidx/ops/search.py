@@ -6,7 +6,7 @@ from tf_dynidx.ops.frontier import Frontier, member_slots
 from tf_dynidx.ops.membership import is_among, without
 from tf_dynidx.ops.nodes import NEVER
 
-ROWS_AT_A_TIME = 512  # rows that a search of the tree scores for each query before it keeps the best
+ROWS_AT_A_TIME = 1024  # rows that a search of the tree scores for each query before it keeps the best
 
 
 def exact_top_k(queries, embeddings, k, block_size=65_536, scales=None, exclude=None):

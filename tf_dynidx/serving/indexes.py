@@ -11,7 +11,7 @@ from tf_dynidx.serving.table import Table, taken, unpacked
 INDEXES = ("exact", "tree")
 _FLOATS = 2**26  # numbers that are held at a time to answer a batch: 256 MB
 _EXACT_BLOCK = 65_536
-_TOGETHER = 8  # rows of a leaf that a search reads as one; nothing writes to the tables of an export
+_TOGETHER = 16  # rows of a leaf that a search reads as one; nothing writes to the tables of an export
 
 
 class _Index(tf.Module):
