@@ -511,11 +511,9 @@ def _run_bench_index(options) -> int:
 
 
 def _run_bench_drift(options) -> int:
-    from tf_dynidx import files
     from tf_dynidx.cli.data import all_or_none
 
-    if options.report:
-        files.check_writable_target(options.report, "file")
+    _check_report(options)
     data = _read_data(options) if all_or_none(options) else None
     import_tensorflow()
     from tf_dynidx.cli.bench import drift
@@ -526,11 +524,9 @@ def _run_bench_drift(options) -> int:
 
 
 def _run_bench_serve(options) -> int:
-    from tf_dynidx import files
     from tf_dynidx.cli import encodings
 
-    if options.report:
-        files.check_writable_target(options.report, "file")
+    _check_report(options)
     real = encodings.read(options.encodings) if options.encodings else None
     import_tensorflow()
     from tf_dynidx.cli.bench import serve
@@ -541,10 +537,7 @@ def _run_bench_serve(options) -> int:
 
 
 def _run_bench_memory(options) -> int:
-    from tf_dynidx import files
-
-    if options.report:
-        files.check_writable_target(options.report, "file")
+    _check_report(options)
     import_tensorflow()
     from tf_dynidx.cli.bench import memory
 
@@ -562,6 +555,14 @@ def _run_bench_tfrs(options) -> int:
     )
     import_tensorflow()
     return bench_tfrs.bench_tfrs(settings)
+
+
+def _check_report(options):
+    """Refuses, before anything is measured, a report that could not be written."""
+    from tf_dynidx import files
+
+    if options.report:
+        files.check_writable_target(options.report, "file")
 
 
 def _parts(known):
