@@ -26,10 +26,11 @@ def test_exports_and_server_are_measured(small, tmp_path, capsys):
     arguments = ["--rows", "1000", "--requests", "100", "--encodings", str(archive)]
     assert main(["bench", "serve", *arguments, "--report", str(report)]) == 0
     tables = json.loads(report.read_text())["tables"]
-    (load,) = tables["load"]
-    assert load["answered"] == load["by_version_1"] + load["by_version_2"] == 100
-    assert load["mixed"] == load["errors"] == 0
-    assert 0 < load["p50"] <= load["p90"] <= load["p99"] <= load["max"]
+    assert [load["over"] for load in tables["load"]] == ["REST", "gRPC"]
+    for load in tables["load"]:
+        assert load["answered"] == load["by_version_1"] + load["by_version_2"] == 100
+        assert load["mixed"] == load["errors"] == 0
+        assert 0 < load["p50"] <= load["p90"] <= load["p99"] <= load["max"]
     random, tree, real, _ = tables["throughput"]
     assert (random["targets"], real["targets"]) == (1000, 300)
     assert random["recall"] == real["recall"] == 1.0
@@ -44,9 +45,10 @@ def test_clients_tell_answers_that_are_wrong(tmp_path):
     # Identifiers of two versions in one answer.
     mixed = np.where(rows % 2, 2**32, 2**33) + rows
     path = export(tmp_path / "exported", embeddings(20), identifiers=mixed)
-    with Server(path, port=None, rest_port=0) as server:
-        answers = clients.ask(server.rest_port, np.zeros([1, DIM]), 6, 2)
-        assert (answers.versions == -1).all() and len(answers.seconds) == 6 and not answers.errors
-        answers = clients.ask(server.rest_port, np.zeros([1, DIM + 1]), 4, 2)
-        assert (answers.versions == -2).all()
-        assert "must have the shape" in answers.errors[0]
+    with Server(path, port=0, rest_port=0) as server:
+        for over, port in (("REST", server.rest_port), ("gRPC", server.port)):
+            answers = clients.ask(port, np.zeros([1, DIM]), 6, 2, over)
+            assert (answers.versions == -1).all() and len(answers.seconds) == 6 and not answers.errors
+            answers = clients.ask(port, np.zeros([1, DIM + 1]), 4, 2, over)
+            assert (answers.versions == -2).all()
+            assert "must have the shape" in answers.errors[0]

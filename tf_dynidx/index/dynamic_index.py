@@ -575,8 +575,6 @@ class DynamicIndex(tf.Module):
         Returns:
             (scores, rows), as `search`.
         """
-        if exclude is None:
-            exclude = tf.fill([tf.shape(queries)[0], 1], NEVER)
         return self._top_k(queries, k, self._search_shape(k, budget), exclude)
 
     def read(self, rows):
@@ -677,7 +675,10 @@ class DynamicIndex(tf.Module):
         if budget >= self.capacity:
             # Every leaf of every node.
             return frontier.Shape(0, 0, self.tree.num_slots, FANOUT, LEAF_SIZE)
-        width = max(8, round(budget**0.8 / 7))
+        # On real encodings the best share of nodes in all that is scored was .4 at 1 to 2 % of the
+        # rows, .15 to .25 at 16 %; among 10^6 clustered ones .5 at .3 %. Never more nodes than rows.
+        width = round(budget**0.75 * self.capacity**0.25 / 77)
+        width = max(8, min(width, budget // FANOUT))
         return frontier.Shape(self.tree.dense, width, budget, FANOUT, LEAF_SIZE)
 
     def _nodes_scored(self, shape):

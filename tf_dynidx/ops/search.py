@@ -87,7 +87,7 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         queries: float32 [queries, dim].
         k: int.
         shape: `tf_dynidx.ops.frontier.Shape`.
-        exclude: int32 [queries, excluded], row ids that are left out; padded with `NEVER`.
+        exclude: int32 [queries, excluded], row ids that are left out, padded with `NEVER`; or None.
         scales: float32 [slots], what each row is to be multiplied by; default: it stands for itself.
         rises: list by level of what `rise` says of all nodes, of a tree that does not change; default:
             it is computed of the nodes that are looked at, which reads twice as much.
@@ -126,8 +126,8 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
     ends = tf.cumsum(-(-tf.gather(levels[0].counts, opened) // together), axis=1)
     front = Frontier(opened, ends, ends[:, -1], [])
     budget = -(-shape.budget // together)
-    blocks = min(max(1, ROWS_AT_A_TIME // together), budget)
-    exclude = tf.convert_to_tensor(exclude)
+    turns = -(-budget // max(1, ROWS_AT_A_TIME // together))
+    blocks = -(-budget // turns)  # all turns alike, so that the last one reads nothing in vain
 
     def better(start, best):
         position = start + tf.range(blocks)[None]
@@ -138,7 +138,9 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         found = read(ids, places, together)
         there = (position < front.members[:, None]) & (position < budget)
         there = tf.repeat(there, together, axis=1)
-        out = ~there | (found == NEVER) | is_among(found, exclude)
+        out = ~there | (found == NEVER)
+        if exclude is not None:
+            out |= is_among(found, exclude)
         keys = tf.where(out, nothing, _keys(scores, found))
         return start + blocks, tf.math.top_k(tf.concat([best, keys], axis=1), k)[0]
 
@@ -147,7 +149,7 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         lambda start, best: start < budget,
         better,
         (tf.constant(0), tf.fill([tf.shape(queries)[0], k], nothing)),
-        maximum_iterations=-(-budget // blocks),
+        maximum_iterations=turns,
         parallel_iterations=1,
     )
     return _scores_and_ids(best)

@@ -109,8 +109,6 @@ class TreeIndex(_Index):
         shape = Shape(*self._shape)
 
         def search(queries, exclude=None):
-            if exclude is None:
-                exclude = tf.fill([tf.shape(queries)[0], 1], NEVER)
             seen = (levels, self.rows, self.ids, queries, self._k, shape, exclude)
             return tree_top_k(*seen, self.scales, self.rises, together=_TOGETHER)
 

@@ -25,6 +25,7 @@ EXPORTS = (
     ("exact", "float32", None),
     ("exact", "float16", None),
     ("exact", "int8", None),
+    ("tree", "float32", 0.0015),
     ("tree", "float32", 0.003),
     ("tree", "float32", 0.005),
     ("tree", "float32", 0.01),
@@ -40,8 +41,8 @@ TITLES = {
     "throughput": f"Exports, loaded and asked in this process for {K} targets: recall@{K} of the exact "
     f"best, size on disk, queries a second at each batch size, and as a multiple of exact float32 "
     f"(medians of {ROUNDS} rounds, in turns)",
-    "load": f"The development server, {CLIENTS} clients over REST on this machine, one query a "
-    "request, while a new version is put in place: latencies in milliseconds",
+    "load": f"The development server, {CLIENTS} clients on this machine, one query a request, while a "
+    "new version is put in place: latencies in milliseconds",
 }
 
 
@@ -143,38 +144,49 @@ def _timed(retrieve, queries, batch):
 
 
 def load(settings):
-    """Yields what clients saw: before, while and after a new version came."""
+    """Yields, for each protocol, what clients saw: before, while and after a new version came."""
     random = some_encodings.clustered(SERVED_ROWS, DIM, QUERIES, settings.seed)
-    with tempfile.TemporaryDirectory() as folder:
+    for over in ("REST", "gRPC"):
+        with tempfile.TemporaryDirectory() as folder:
+            answers = _under_load(folder, random, over, settings.requests)
+        if answers is not None:
+            yield Row("load", {"over": over, "requests": settings.requests, **_figures(answers)})
 
-        def put(version):
-            identifiers = version * 2**32 + np.arange(SERVED_ROWS)
-            _export(folder, random.targets, identifiers, k=10, version=version)
 
-        put(1)
-        with Server(folder, port=None, rest_port=0, poll_seconds=0.2) as server:
-            clients.ask(server.rest_port, random.queries, CLIENTS, CLIENTS)  # first calls take longer
-            second = threading.Thread(target=put, args=[2])
-            second.start()
-            answers = clients.ask(server.rest_port, random.queries, settings.requests, CLIENTS)
-            second.join()
-    milliseconds = 1000 * answers.seconds
+def _under_load(folder, encodings, over, requests):
+    """The `Answers` of a server whose version changes meanwhile; None where it speaks no gRPC."""
+
+    def put(version):
+        identifiers = version * 2**32 + np.arange(SERVED_ROWS)
+        _export(folder, encodings.targets, identifiers, k=10, version=version)
+
+    put(1)
+    with Server(folder, port=0, rest_port=0, poll_seconds=0.2) as server:
+        port = server.rest_port if over == "REST" else server.port
+        if port is None:
+            return None
+        clients.ask(port, encodings.queries, CLIENTS, CLIENTS, over)  # first calls take longer
+        second = threading.Thread(target=put, args=[2])
+        second.start()
+        answers = clients.ask(port, encodings.queries, requests, CLIENTS, over)
+        second.join()
     if answers.errors:
         print("\n".join(answers.errors))
-    yield Row(
-        "load",
-        {
-            "requests": settings.requests,
-            "answered": int((answers.versions >= 0).sum()),
-            "by_version_1": int((answers.versions == 1).sum()),
-            "by_version_2": int((answers.versions == 2).sum()),
-            "mixed": int((answers.versions == -1).sum()),
-            "errors": int((answers.versions == -2).sum()),
-            "per_s": len(milliseconds) / float(answers.ended.max() - answers.ended.min()),
-            **{f"p{p}": float(np.percentile(milliseconds, p)) for p in (50, 90, 99)},
-            "max": float(milliseconds.max()),
-        },
-    )
+    return answers
+
+
+def _figures(answers):
+    milliseconds = 1000 * answers.seconds
+    return {
+        "answered": int((answers.versions >= 0).sum()),
+        "by_version_1": int((answers.versions == 1).sum()),
+        "by_version_2": int((answers.versions == 2).sum()),
+        "mixed": int((answers.versions == -1).sum()),
+        "errors": int((answers.versions == -2).sum()),
+        "per_s": len(milliseconds) / float(answers.ended.max() - answers.ended.min()),
+        **{f"p{p}": float(np.percentile(milliseconds, p)) for p in (50, 90, 99)},
+        "max": float(milliseconds.max()),
+    }
 
 
 def _export(path, targets, identifiers, k=K, **options):
