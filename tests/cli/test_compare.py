@@ -240,7 +240,7 @@ def test_means_spreads_and_the_gain_that_is_closed(tmp_path, capsys):
         }
     assert len(found["runs"]) == 9 and found["runs"][3]["seed"] == 3
     printed = capsys.readouterr().out
-    assert re.search(r"^tree( +0\.423 ±0\.021){6}$", printed, re.MULTILINE)
+    assert re.search(r"^tree( +0\.423 ±0\.021){7}$", printed, re.MULTILINE)
     assert re.search(
         r"^exact +10 +5\.2 ±0\.2 +50% +15,360 +1 +2 GB +1\.23 MB +–$", printed, re.MULTILINE
     )

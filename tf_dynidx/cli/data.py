@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tf_dynidx import files
+
 _GZIP_MAGIC = b"\x1f\x8b"
 
 # Comparing a misspelt identifier with every other one takes seconds beyond this many.
@@ -166,6 +168,24 @@ def read_pairs(path: str | os.PathLike, targets: Targets) -> Pairs:
     return Pairs(queries, positives)
 
 
+def write_targets(path: str | os.PathLike, targets: Targets) -> None:
+    """Writes targets as `read_targets` reads them."""
+    records = zip(targets.identifiers, targets.texts, strict=True)
+    _write_objects(path, ({"id": identifier, "text": text} for identifier, text in records))
+
+
+def write_pairs(path: str | os.PathLike, pairs: Pairs, targets: Targets) -> None:
+    """Writes queries with their positive targets as `read_pairs` reads them."""
+    records = zip(pairs.queries, pairs.positives, strict=True)
+    _write_objects(
+        path,
+        (
+            {"query": query, "targets": [targets.identifiers[row] for row in rows]}
+            for query, rows in records
+        ),
+    )
+
+
 def by_query(pairs: Pairs) -> dict[str, np.ndarray]:
     """The rows of all positives of each distinct query, in order of first appearance."""
     known: dict[str, np.ndarray] = {}
@@ -259,6 +279,11 @@ def _string(record: dict[str, Any], key: str, path: str | os.PathLike, line: int
                 "Write both halves, or the character itself in UTF-8.",
             ) from error
     return value
+
+
+def _write_objects(path, records):
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    files.write_bytes(path, "".join(lines).encode())
 
 
 def _read_objects(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:

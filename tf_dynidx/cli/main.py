@@ -1,11 +1,13 @@
 """The command `tf-dynidx`: train, compare, search, export, serve, demo, bench."""
 
 import argparse
+import dataclasses
 import os
 import sys
 
 from tf_dynidx.cli.arguments import port, positive_int, positive_number, seed, share
 from tf_dynidx.cli.bench import index as bench_index
+from tf_dynidx.cli.bench import methods as bench_methods
 from tf_dynidx.cli.bench import tfrs as bench_tfrs
 from tf_dynidx.cli.compare import methods
 from tf_dynidx.cli.data import DataError
@@ -385,6 +387,7 @@ def _add_bench(commands):
     )
     _add_seed_and_report(tfrs)
     tfrs.set_defaults(run=_run_bench_tfrs)
+    _add_bench_methods(subjects)
 
 
 def _add_data_files(bench):
@@ -392,6 +395,37 @@ def _add_data_files(bench):
     bench.add_argument("--targets", metavar="FILE", help="all targets")
     bench.add_argument("--train", metavar="FILE", help="training pairs")
     bench.add_argument("--test", metavar="FILE", help="test pairs, whose queries are measured with")
+
+
+def _add_bench_methods(subjects):
+    compared = subjects.add_parser(
+        "methods",
+        help="the miners compared on three sets, and the page that says what came out",
+        description="Compares miners, as `tf-dynidx compare` does, on Open English WordNet and on "
+        "Amazon CDs, which are not shipped (docs/methods.md says where they come from), and on the "
+        "docstrings of the installed packages; takes hours, and writes a page. Stopped, it goes on "
+        "where it was when the same command is run again.",
+    )
+    compared.add_argument(
+        "--data", default="data", metavar="DIR", help="folder of the sets (default data)"
+    )
+    compared.add_argument(
+        "--output",
+        default="methods",
+        metavar="DIR",
+        help="folder for the comparisons (default methods)",
+    )
+    compared.add_argument(
+        "--page", default="methods.md", metavar="FILE", help="the page, Markdown (default methods.md)"
+    )
+    compared.add_argument("--seeds", type=positive_int, default=3, metavar="N", help="default 3")
+    compared.add_argument(
+        "--only",
+        type=_parts(bench_methods.names()),
+        metavar="NAME,...",
+        help=f"of {', '.join(bench_methods.names())} (default all)",
+    )
+    compared.set_defaults(run=_run_bench_methods)
 
 
 def _add_seed_and_report(bench):
@@ -414,8 +448,7 @@ def _run_train(options) -> int:
     from tf_dynidx import files
 
     # What would be refused in the end is refused before any work.
-    if options.report:
-        files.check_writable_target(options.report, "file")
+    _check_report(options)
     if options.export:
         files.check_writable_target(options.export, "directory")
     targets, pairs, test = _read_data(options)
@@ -555,6 +588,13 @@ def _run_bench_tfrs(options) -> int:
     )
     import_tensorflow()
     return bench_tfrs.bench_tfrs(settings)
+
+
+def _run_bench_methods(options) -> int:
+    names = [field.name for field in dataclasses.fields(bench_methods.Options)]
+    return bench_methods.bench_methods(
+        bench_methods.Options(**{name: getattr(options, name) for name in names})
+    )
 
 
 def _check_report(options):

@@ -127,8 +127,13 @@ def environment() -> dict[str, Any]:
         "keras": 2 if legacy else 3,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processors": os.cpu_count(),
+        "processors": _processors(),
     }
+
+
+def _processors():
+    """How many this process may use, where the system can tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _plain(label):

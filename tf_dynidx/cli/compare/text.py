@@ -3,7 +3,7 @@
 from tf_dynidx.cli.compare.summary import CLOSED
 from tf_dynidx.cli.tables import aligned
 
-METRICS = ("recall@1", "recall@10", "recall@64", "recall@100", "ndcg@20", "mrr")
+METRICS = ("recall@1", "recall@10", "recall@20", "recall@64", "recall@100", "ndcg@20", "mrr")
 _NONE = "–"
 
 

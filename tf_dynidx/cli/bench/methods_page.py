@@ -1,0 +1,82 @@
+"""The page of `tf-dynidx bench methods`, in Markdown."""
+
+import json
+from pathlib import Path
+
+from tf_dynidx.cli.compare.text import failures, tables
+
+_HEAD = """\
+# The miners compared
+
+Made by
+
+    tf-dynidx bench methods --data DATA --output OUTPUT --page docs/methods.md
+
+where the folder DATA holds a folder for each set, with `targets.jsonl`, `train.jsonl` and
+`test.jsonl` (or `.jsonl.gz`) in [the form of the command line](command-line.md#tf-dynidx-train); no
+set is shipped. What each miner does is in [miners.md](miners.md), what follows from the figures in
+[results.md](results.md). A run is a process of its own, and every method of a table has the same
+data, encoder, seeds and budget.
+"""
+_TAIL = """\
+## What is not shown
+
+Monath et al. (2023) train towers of transformers on passages of natural questions and of a web
+search, with up to twenty million targets. Neither such a set nor such an encoder fits the machines
+that this page is made on. What can be carried over is the table of [equal encoder
+calls](#open-english-wordnet), since there, as with a large encoder, all that counts is how often a
+target is encoded.
+"""
+
+
+def page(sets, output):
+    """The page, of all comparisons that are done.
+
+    Args:
+        sets: of `DataSet`.
+        output: folder of the comparisons.
+
+    Returns:
+        str.
+    """
+    parts = [_HEAD]
+    for each in sets:
+        parts.append(f"## {each.title}\n\n{each.about}\n")
+        for question in each.questions:
+            report = Path(output, each.name, question.name, "report.json")
+            if report.is_file():
+                found = json.loads(report.read_text(encoding="utf-8"))
+                parts.append(_comparison(question, found))
+            else:
+                parts.append(f"### {question.title}\n\nNot run.\n")
+    return "\n".join([*parts, _TAIL])
+
+
+def _comparison(question, found):
+    plan, environment = found["plan"], found["environment"]
+    numbers = {name: f"{part['number']:,}" for name, part in plan["data"].items()}
+    settings = ", ".join(
+        f"{name} {value}" for name, value in plan["settings"].items() if value is not None
+    )
+    lines = [
+        f"### {question.title}",
+        "",
+        f"{numbers['targets']} targets, {numbers['train']} training pairs, {numbers['test']} test "
+        f"queries; seeds {', '.join(map(str, plan['seeds']))}. Settings but for what is in a method's "
+        f"name: {settings}. TensorFlow {environment['tensorflow']}, Keras {environment['keras']}, "
+        f"{environment['processors']} processors.",
+        "",
+    ]
+    for title, rows in tables(found):
+        lines += [f"{title}:", "", *_table(rows), ""]
+    lines += [f"- {line}" for line in failures(found)]
+    return "\n".join(lines)
+
+
+def _table(rows):
+    head, *rest = rows
+    return [_row(head), _row(["---"] + ["---:"] * (len(head) - 1)), *map(_row, rest)]
+
+
+def _row(cells):
+    return f"| {' | '.join(cells)} |"
