@@ -129,7 +129,10 @@ def test_entries_up_to_points_are_counted_as_by_a_binary_search(jit_compile, ent
     cumulative = np.sort(rng.integers(-entries, entries + 1, size=[20, entries]), axis=1).astype(dtype)
     points = rng.integers(-entries - 2, entries + 3, size=[20, 50]).astype(dtype)
     points[:, 0], points[:, 1] = -(2**30), 2**30
-    found = tf.function(draws.entries_up_to, jit_compile=jit_compile)(cumulative, points).numpy()
+    count = tf.function(
+        lambda rows, at: draws.entries_up_to(draws.ladder(rows), at), jit_compile=jit_compile
+    )
+    found = count(cumulative, points).numpy()
     expected = [np.searchsorted(*each, side="right") for each in zip(cumulative, points, strict=True)]
     np.testing.assert_array_equal(found, expected)
 
@@ -140,7 +143,8 @@ def test_entries_up_to_any_numbers_are_counted_as_by_a_binary_search(data):
     numbers = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
     cumulative = np.sort(data.draw(st.lists(numbers, min_size=1, max_size=40))).astype(np.float32)
     points = data.draw(st.lists(numbers | st.sampled_from(list(cumulative)), min_size=1, max_size=20))
-    found = draws.entries_up_to(tf.constant(cumulative)[None], tf.constant(points, tf.float32)[None])
+    in_order = draws.ladder(tf.constant(cumulative)[None])
+    found = draws.entries_up_to(in_order, tf.constant(points, tf.float32)[None])
     np.testing.assert_array_equal(found[0], np.searchsorted(cumulative, points, side="right"))
 
 

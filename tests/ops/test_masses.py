@@ -170,7 +170,7 @@ def test_draws_from_capped_masses_are_within_two_spreads(seed, counts, dim, beta
     along, _ = masses.project(queries, level.moments)
     spreads = beta * tf.norm(queries, axis=1, keepdims=True) * level.radii
     wanted = wanted.astype(np.float32)
-    capped = masses.within_two_spreads(wanted, along, spreads, level.counts, beta).numpy()
+    capped = within_two_spreads(wanted, along, spreads, level.counts, beta).numpy()
     allowed = slack(queries, members, beta)
     assert (capped <= wanted).all() and (np.isfinite(capped) == np.isfinite(wanted)).all()
     assert ((capped >= lower - allowed) | ~np.isfinite(wanted)).all()
@@ -178,6 +178,12 @@ def test_draws_from_capped_masses_are_within_two_spreads(seed, counts, dim, beta
     off = deviations(queries, members, capped, beta)
     for each, limit in zip(off, 2.0 * widest + 2.0 * allowed.max(axis=1), strict=True):
         assert np.abs(each).max() <= limit
+
+
+def within_two_spreads(log_masses, along, spread, counts, beta):
+    """Capped as in a frontier of these nodes alone."""
+    widest = masses.widest_spread(log_masses, spread)
+    return masses.within_two_spreads(log_masses, along, spread, counts, widest, beta)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -192,7 +198,7 @@ def test_masses_within_their_bounds_alone_are_off_by_more_than_two_spreads(jit_c
     spread = beta * level.radii[None]
     np.testing.assert_allclose(spread, [[10.0, 10.0]])
     assert np.abs(deviations(queries, rows, wanted, 10.0)[0]).max() > 28.0
-    run = tf.function(masses.within_two_spreads, jit_compile=jit_compile)
+    run = tf.function(within_two_spreads, jit_compile=jit_compile)
     capped = run(wanted, along, spread, level.counts, beta)
     assert np.abs(deviations(queries, rows, capped, 10.0)[0]).max() <= 20.0 + 1e-3
 
@@ -202,9 +208,9 @@ def test_node_that_does_not_take_part_widens_nothing():
     along, counts = tf.zeros([1, 2]), tf.constant([4, 4])
     spread = tf.constant([[1.0, 50.0]])
     _, upper = masses.log_mass_bounds(along, spread, counts, 1.0)
-    alone = masses.within_two_spreads(upper[:, :1], along[:, :1], spread[:, :1], counts[:1], 1.0)
+    alone = within_two_spreads(upper[:, :1], along[:, :1], spread[:, :1], counts[:1], 1.0)
     absent = tf.constant([[float(upper[0, 0]), -np.inf]])
-    found = masses.within_two_spreads(absent, along, spread, counts, 1.0)
+    found = within_two_spreads(absent, along, spread, counts, 1.0)
     np.testing.assert_allclose(found, [[alone[0, 0], -np.inf]])
     # 2 x - x_c - log cosh x above the lower bound.
     assert float(alone[0, 0]) == pytest.approx(

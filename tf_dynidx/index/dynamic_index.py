@@ -13,10 +13,11 @@ from tf_dynidx.index.reencoder import Reencoder
 from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEAF_SIZE, Tree
 from tf_dynidx.ops import chains, draws, frontier
 from tf_dynidx.ops.nodes import NEVER
-from tf_dynidx.ops.search import ROWS_AT_A_TIME, tree_top_k
+from tf_dynidx.ops.search import tree_top_k
 
 _LEAST_BUDGET = 192  # rows that a query reads to draw from, however few the draws; and
 _BUDGET_PER_DRAW = 25  # this many for each draw, so that resampling comes close to exact draws
+_ENOUGH = 1e-3  # squared error of the mass from which on a draw reads no more: 64 draws vary by 1/64
 _BOUNDED_AS = 20  # bounds of the partition are those that so many draws would have
 _ROWS_PER_NODE = 28  # so that nodes opened at a level (32 dot products each) cost a little more
 _LEAST_SEARCH_BUDGET = 1024  # rows that a search reads for each query, at least; and
@@ -26,7 +27,8 @@ _SETTLING_NEAR = 16  # groups whose leaves the rows of a leaf may move to after 
 _UPKEEP_PARTS = 4  # one upkeep reroutes one part in so many of the leaves, in turn
 _UPKEEP_ROWS = 512  # or, where it must not go through all rows, so many of those written last
 _TOLERANCE = 0.1  # squared relative error from which on all rows had better be encoded again
-_FLOATS = 2**27  # numbers that are held at a time to answer queries: 512 MB
+_FLOATS = 2**27  # numbers that are held at a time to answer queries: 512 MB; and
+_FLOATS_SEEN = 16  # of each node and row that a query sees: its score, mass, bounds, ...
 _METHODS = ("importance", "mh", "top")
 # Lists of rows, leaves or groups of any length are worked off in blocks of one of a few lengths,
 # so that nothing is compiled anew for a length not seen before.
@@ -394,8 +396,7 @@ class DynamicIndex(tf.Module):
             raise ValueError(f"k is at most the number of rows held. Received: k={k}, {size} rows")
         exclude = self._exclusions(exclude, queries)
         shape = self._search_shape(k, budget)
-        parts = self._parts(queries, exclude, self._nodes_scored(shape) + ROWS_AT_A_TIME)
-        return _joined(self._search(some, k, shape, others) for some, others in parts)
+        return self._search(queries, k, shape, exclude)
 
     def log_partition(self, queries, beta):
         """Log of the sum of exp(beta q.y) over all rows, estimated and bounded.
@@ -550,7 +551,10 @@ class DynamicIndex(tf.Module):
             log_partition = self._certified(queries, beta)[1]
             log_prob = beta * scores - log_partition[:, None]
             return Sample(ids, scores + shifts[:, None], log_prob, log_partition + beta * shifts)
-        front = frontier.open_nodes(levels, queries, beta, shape, shape.budget // 8)
+        # Chains read all of the budget; and an index that is read whole is drawn from exactly.
+        all_of_it = method == "mh" or self.capacity <= shape.budget
+        tolerance = 0.0 if all_of_it else _ENOUGH
+        front = frontier.open_nodes(levels, queries, beta, shape, shape.budget // 8, tolerance)
         seen = (tree.rows, tree.ids, levels, front, queries, beta, shape, exclude)
         if method == "mh":
             ids, scores, log_partition = chains.sample(*seen, num_samples, seed)
@@ -720,9 +724,9 @@ class DynamicIndex(tf.Module):
                 return
             self._refresh(np.unique(self._tidy(_GROUPS[0])))
 
-    def _parts(self, queries, exclude, vectors):
-        """Queries and exclusions in parts, given how many vectors are held for each query at a time."""
-        size = max(1, _FLOATS // (2 * self.dim * vectors))
+    def _parts(self, queries, exclude, seen):
+        """Queries and exclusions in parts, given how many nodes and rows each query sees."""
+        size = max(1, _FLOATS // (_FLOATS_SEEN * seen))
         starts = range(0, max(1, len(queries)), size)
         return [(queries[each : each + size], exclude[each : each + size]) for each in starts]
 

@@ -69,8 +69,9 @@ class Stochastic(Miner):
     def log_prob(self, rows, queries, beta, positives, drawn):
         sample, scores, best = drawn
         asked = tf.reshape(rows, [1, -1])
-        upto = draws.entries_up_to(sample[None], asked)
-        times = tf.reshape(upto - draws.entries_up_to(sample[None], asked - 1), tf.shape(rows))
+        in_order = draws.ladder(sample[None])
+        upto = draws.entries_up_to(in_order, asked)
+        times = tf.reshape(upto - draws.entries_up_to(in_order, asked - 1), tf.shape(rows))
         place = tf.reshape(tf.maximum(upto - 1, 0), tf.shape(rows))
         # How many of the sample score at least as high as the target, which is there itself.
         if rows.shape.rank == 1:
@@ -78,7 +79,7 @@ class Stochastic(Miner):
         else:
             own = tf.gather(scores, place, batch_dims=1)
         # What comes after the best ones is kept with a probability below e^-40.
-        at_least = draws.entries_up_to(-best, -own)
+        at_least = draws.entries_up_to(draws.ladder(-best), -own)
         beaten_by = tf.clip_by_value(2 * at_least - times, 0, 2 * self.num_candidates)
         log_prob = tf.gather(self._log_kept(), beaten_by)
         unknown = tf.cast(-np.log(self.num_targets), tf.float32)

@@ -28,14 +28,14 @@ def sample(rows, ids, levels, front, queries, beta, shape, exclude, num_samples,
     seeds = tf.random.split(seed, 4, alg="philox")
     batch = tf.shape(queries)[0]
     member_slots, member_scores = frontier.members(rows, front, queries, beta, shape)
-    rest = frontier.capped_log_masses(front.rest, beta)
-    rest = tf.reduce_logsumexp(rest, axis=1, keepdims=True)
+    closed = frontier.closed_nodes(levels, front.rest, beta, shape)
+    rest = closed.log_total[:, None]
     log_weights = tf.concat([member_scores, rest], axis=1)
     # Proposals of a chain must be independent of one another: not stratified.
     proposals = num_samples * max(_FEWEST_STEPS, shape.budget // num_samples)
     entry = draws.entries_at(log_weights, draws.uniforms([batch, proposals], seeds[0]))
     points = draws.uniforms([batch, proposals], seeds[1])
-    drawn, log_q = frontier.propose(levels, front.rest, beta, shape, points, seeds[2])
+    drawn, log_q = frontier.propose(levels, closed, shape, points, seeds[2])
     member = entry < shape.budget
     picked = tf.gather(member_slots, tf.minimum(entry, shape.budget - 1), batch_dims=1)
     slots = tf.where(member, picked, drawn)

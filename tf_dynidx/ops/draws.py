@@ -1,6 +1,7 @@
 """Draws from categorical distributions given by log weights."""
 
 import math
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -62,42 +63,79 @@ def entries_at(log_weights, points):
     Returns:
         int32 [rows, points].
     """
+    return entries_in(laid_out(log_weights), points)
+
+
+class Ladder(NamedTuple):
+    """Ascending numbers in every row, to be looked up in.
+
+    Attributes:
+        steps: list of [rows * blocks, base] tables, the last numbers of ever smaller blocks.
+        last: [rows, 1], the last number of each row.
+        entries: int, numbers in a row.
+    """
+
+    steps: list
+    last: tf.Tensor
+    entries: int
+
+
+def ladder(ascending):
+    """`Ladder` of float32 or int32 [rows, entries], ascending along the last axis."""
+    entries = ascending.shape[1]
+    base = max(2, math.ceil(entries ** (1 / 3)))
+    base += base**3 < entries  # the root is rounded
+    padding = [[0, 0], [0, base**3 - entries]]
+    padded = tf.pad(ascending, padding, constant_values=ascending.dtype.max)
+    steps = [tf.reshape(padded[:, size - 1 :: size], [-1, base]) for size in (base**2, base, 1)]
+    return Ladder(steps, ascending[:, -1:], entries)
+
+
+def laid_out(log_weights):
+    """`Ladder` of the running sums of the weights of every row, up to a factor."""
     top = tf.reduce_max(log_weights, axis=1, keepdims=True)
     weights = tf.exp(log_weights - tf.where(tf.math.is_finite(top), top, 0.0))
-    cumulative = tf.cumsum(weights, axis=1)
-    total = cumulative[:, -1:]
+    return ladder(tf.cumsum(weights, axis=1))
+
+
+def entries_in(sums, points, owner=None):
+    """As `entries_at`, of what `laid_out` returned.
+
+    Args:
+        sums: `Ladder`.
+        points: float32 [lists, points].
+        owner: int32 [lists], the row of `sums` that each list of points is for; default: its own.
+    """
+    total = sums.last if owner is None else tf.gather(sums.last, owner)
     # Counting ends up to a point skips entries of weight 0; a point rounded up to the total itself
     # would fall behind the last entry, so it is held just below.
     points = tf.minimum(points * total, total * (1.0 - 1e-6))
-    entries = tf.minimum(entries_up_to(cumulative, points), tf.shape(log_weights)[1] - 1)
+    entries = tf.minimum(entries_up_to(sums, points, owner), sums.entries - 1)
     return tf.where(total > 0.0, entries, 0)
 
 
-def entries_up_to(cumulative, points):
-    """How many entries of each ascending row are at most each point: int32 [rows, points].
+def entries_up_to(ascending, points, owner=None):
+    """How many numbers of a row are at most each point: int32 [lists, points].
 
     Three looks at the cube root of the entries each, at the ends of ever smaller blocks: XLA compiles
     tf.searchsorted to a comparison of every point with every entry, which is many times slower.
 
     Args:
-        cumulative: float32 or int32 [rows, entries], ascending.
-        points: the same dtype, [rows, points].
+        ascending: `Ladder`.
+        points: the same dtype, [lists, points].
+        owner: int32 [lists], the row that each list of points is for; default: its own.
     """
-    entries = cumulative.shape[1]
-    base = max(2, math.ceil(entries ** (1 / 3)))
-    base += base**3 < entries  # the root is rounded
-    padding = [[0, 0], [0, base**3 - entries]]
-    padded = tf.pad(cumulative, padding, constant_values=cumulative.dtype.max)
-    found = tf.zeros_like(points, tf.int32)
-    for size in (base**2, base, 1):
-        ends = padded[:, size - 1 :: size]
-        if size == base**2:
-            looked_at = ends[:, None, :]
-        else:
-            looked_at = tf.gather(
-                tf.reshape(ends, [-1, base**3 // size // base, base]), found, batch_dims=1
-            )
-        passed = tf.cast(looked_at <= points[:, :, None], tf.int32)
+    if owner is None:
+        owner = tf.range(tf.shape(points)[0])
+    base = ascending.steps[0].shape[1]
+    looked_at = tf.gather(ascending.steps[0], owner)[:, None, :]
+    start = owner[:, None]
+    block = start
+    for below, step in enumerate(ascending.steps):
+        if below:
+            looked_at = tf.gather(step, block)
+        passed = tf.reduce_sum(tf.cast(looked_at <= points[:, :, None], tf.int32), axis=2)
         # Past the last end there is no further block: padding makes that happen at the last look only.
-        found = found * base + tf.minimum(tf.reduce_sum(passed, axis=2), base - (size > 1))
-    return found
+        last = below == len(ascending.steps) - 1
+        block = block * base + tf.minimum(passed, base if last else base - 1)
+    return block - start * base**3

@@ -6,9 +6,11 @@ import tensorflow as tf
 
 from tf_dynidx.ops import draws, masses
 from tf_dynidx.ops.membership import is_among
-from tf_dynidx.ops.nodes import NEVER
+from tf_dynidx.ops.nodes import NEVER, first_of_largest
+from tf_dynidx.ops.parts import at_a_time, in_parts
 
 _NOTHING_LEFT = 1e-7  # an expected squared error below which more proposals are of no use
+_FEWEST_OPENED = 2  # nodes of a level, whatever their masses say
 
 
 class Shape(NamedTuple):
@@ -55,22 +57,43 @@ class Frontier(NamedTuple):
         leaves: int32 [queries, leaves], candidates for opening, heaviest first.
         ends: int32 [queries, leaves], rows in the candidates up to and including each.
         members: int32 [queries], rows of the opened ones, which are the first few.
+        read: int32 [queries], rows that are to be read, members among them: within the budget.
         rest: list of `Segment`, the unopened nodes by level.
     """
 
     leaves: tf.Tensor
     ends: tf.Tensor
     members: tf.Tensor
+    read: tf.Tensor
     rest: list
+
+
+class Closed(NamedTuple):
+    """What proposals are drawn from: the unopened nodes of all levels, from the top down.
+
+    Attributes:
+        segments: list of `Segment`.
+        log_masses: float32 [queries, nodes], as draws use them; -inf for a node that is opened.
+        log_total: float32 [queries], of all of them.
+        laid_out: `tf_dynidx.ops.draws.Ladder`, the masses end to end, up to a factor.
+        ends: list of float32 [nodes, fanout] by level from 1 up: rows in each child of a node and those
+            before it.
+    """
+
+    segments: list
+    log_masses: tf.Tensor
+    log_total: tf.Tensor
+    laid_out: draws.Ladder
+    ends: list
 
 
 class Pool(NamedTuple):
     """Weighted rows whose weights add up to an unbiased estimate of the partition function.
 
     Attributes:
-        ids: int32 [queries, budget].
-        scores: float32 [queries, budget], beta q.y; -inf where there is no row, or an excluded one.
-        log_weights: float32 [queries, budget]: the score itself for a row that stands for itself,
+        ids: int32 [queries, entries].
+        scores: float32 [queries, entries], beta q.y; -inf where there is no row, or an excluded one.
+        log_weights: float32 [queries, entries]: the score itself for a row that stands for itself,
             the log importance weight for a row that was drawn to stand for unopened nodes.
     """
 
@@ -84,14 +107,18 @@ class Pool(NamedTuple):
         return tf.reduce_logsumexp(self.log_weights, axis=1)
 
 
-def open_nodes(levels, queries, beta, shape, keep_proposals):
+def open_nodes(levels, queries, beta, shape, keep_proposals, tolerance=0.0):
     """Opens the heaviest nodes level by level, and leaves as far as reading their rows pays.
 
     All nodes of level `shape.dense` are scored, the `shape.width` heaviest are opened, and so on down
     to the leaves. Of the leaves as many are opened, heaviest first, as the query's own mass profile
-    asks for: with R the share of the mass that is left unopened and M the rows of the budget that are
-    left to be drawn from there, the error of the mass goes with R^2 / M, and the least of that is
-    taken. A peaked softmax opens leaves with nearly all of its budget, a flat one draws.
+    asks for: with R the share of the mass that is left unopened and M the rows that are drawn from
+    there, the squared error of the mass goes with R^2 / M, and the least of that is taken. Of its
+    budget a peaked softmax opens leaves with nearly all, a flat one draws.
+
+    Where there is a tolerance, no more rows are read than it takes. The squared error is then said
+    with a constant, the variance of the weights that rows are drawn with: R sum_c m_c u_c / M, with m_c
+    the shares of the unopened nodes and u_c how unevenly the members of each share its mass.
 
     Args:
         levels: list of `tf_dynidx.ops.nodes.Level`, from the leaves up.
@@ -99,13 +126,14 @@ def open_nodes(levels, queries, beta, shape, keep_proposals):
         beta: float32 scalar.
         shape: `Shape`.
         keep_proposals: int, rows of the budget that leaves may not take.
+        tolerance: float, squared error of the mass that is as good as none. Default 0: the budget is
+            used up.
 
     Returns:
         A `Frontier`.
     """
     norms = tf.norm(queries, axis=1, keepdims=True)
-    batch = tf.shape(queries)[0]
-    rest = []
+    rest, uneven = [], []
     level = levels[shape.dense]
     ids = tf.range(level.counts.shape[0])[None]
     counts, radii = level.counts[None], level.radii[None]
@@ -114,18 +142,34 @@ def open_nodes(levels, queries, beta, shape, keep_proposals):
         spread = beta * norms * radii
         mass = masses.log_masses(along, across, spread, counts, beta)
         segment = Segment(here, ids, counts, along, spread, mass)
+        uneven.append(masses.log_unevenness(across, beta))
         if here == 0:
             break
-        _, best = tf.math.top_k(mass, min(shape.width, mass.shape[1]))
-        rest.append(segment._replace(log_masses=_without(mass, best)))
-        opened = _pick(ids, best)
-        ids = tf.reshape(
-            opened[:, :, None] * shape.fanout + tf.range(shape.fanout),
-            [batch, opened.shape[1] * shape.fanout],
-        )
-        level = levels[here - 1]
+        width = min(shape.width, mass.shape[1])
+        heaviest, best = tf.math.top_k(mass, width)
+        number = tf.fill([tf.shape(queries)[0]], width)
+        if tolerance:
+            # Half of what is tolerated: what the leaves of opened nodes leave unopened comes to it.
+            share, noise = _unopened([*rest, segment], uneven, heaviest, best)
+            drawn = tf.maximum(2.0 * share * noise / tolerance, keep_proposals)
+            # A node costs its children: side by side in memory, two vectors each for a row's one.
+            cost = drawn + tf.range(1.0, width + 1.0) * shape.fanout
+            enough = first_of_largest(-cost) + 1
+            within = tf.reduce_min(cost, axis=1) <= shape.budget
+            number = tf.where(within, tf.maximum(enough, min(_FEWEST_OPENED, width)), width)
+        taken = tf.sequence_mask(number, width)
+        rest.append(segment._replace(log_masses=_without(mass, best, taken)))
+        level, nodes = levels[here - 1], _pick(ids, best)
+        ids = tf.reshape(children(nodes, shape.fanout), [-1, width * shape.fanout])
         counts, radii = tf.gather(level.counts, ids), tf.gather(level.radii, ids)
-        along, across = masses.project(queries, tf.gather(level.moments, ids))
+        counts = tf.where(tf.repeat(taken, shape.fanout, axis=1), counts, 0)
+
+        def project(owner, children, level=level):
+            return masses.project(tf.gather(queries, owner), tf.gather(level.moments, children))
+
+        along, across = of_children(
+            nodes, number, shape.fanout, level.moments.shape[1], project, [tf.float32] * 2
+        )
 
     # Leaves of half as many rows as they have slots use up the budget; emptier ones are few, but where
     # there are few rows at all: these are in the leaves of one node.
@@ -133,26 +177,32 @@ def open_nodes(levels, queries, beta, shape, keep_proposals):
     heaviest, best = tf.math.top_k(mass, number)
     leaves = _pick(ids, best)
     ends = tf.cumsum(_pick(counts, best), axis=1)
-    everything = tf.concat([each.log_masses for each in [*rest, segment]], axis=1)
-    total = tf.reduce_logsumexp(everything, axis=1, keepdims=True)
-    unopened = tf.maximum(1.0 - tf.cumsum(tf.exp(heaviest - total), axis=1), 0.0)
+    unopened, noise = _unopened([*rest, segment], uneven, heaviest, best)
     left = shape.budget - ends
     error = tf.where(left > 0, unopened**2 / tf.cast(tf.maximum(left, 1), tf.float32), float("inf"))
     error = tf.where(left >= keep_proposals, error, error + 1e3)
     # The share left comes from estimated masses, in float32: where it is next to nothing, rather open.
     good = error <= tf.maximum(tf.reduce_min(error, axis=1, keepdims=True), _NOTHING_LEFT)
     last = tf.reduce_max(tf.where(good, tf.range(number), 0), axis=1, keepdims=True)
+    read = tf.fill(tf.shape(last), shape.budget)
+    if tolerance:
+        needed = tf.minimum(unopened * noise / tolerance, float(shape.budget))
+        needed = ends + tf.maximum(tf.cast(tf.math.ceil(needed), tf.int32), keep_proposals)
+        least = tf.reduce_min(needed, axis=1, keepdims=True)
+        enough = tf.reduce_max(tf.where(needed == least, tf.range(number), 0), axis=1, keepdims=True)
+        last = tf.where(least <= shape.budget, enough, last)
+        read = tf.minimum(least, shape.budget)
     taken = tf.range(number)[None] <= last
     members = tf.gather(ends, last, batch_dims=1)[:, 0]
     rest.append(segment._replace(log_masses=_without(mass, best, taken)))
-    return Frontier(leaves, ends, members, rest)
+    return Frontier(leaves, ends, members, read[:, 0], rest)
 
 
 def pool(rows, ids, levels, frontier, queries, beta, shape, exclude, seed):
-    """The rows of the opened leaves, and rows that stand for the unopened nodes, by turns of a budget.
+    """The rows of the opened leaves, and rows that stand for the unopened nodes.
 
-    What the opened leaves leave of the budget goes to proposals: a node drawn by its estimated mass,
-    and a uniform member of it, so its probability is q = mass(c) / (R n_c) with R the sum of the
+    What the opened leaves leave of what is to be read goes to proposals: a node drawn by its estimated
+    mass, and a uniform member of it, so its probability is q = mass(c) / (R n_c) with R the sum of the
     masses; scored on the row table it weighs exp(beta q.y) / (q * proposals). (Importance sampling: the
     correction that the Metropolis-Hastings chain of Monath et al. 2023 applies one step after the
     other.)
@@ -166,67 +216,108 @@ def pool(rows, ids, levels, frontier, queries, beta, shape, exclude, seed):
         seed: int32 [2].
 
     Returns:
-        A `Pool` of `shape.budget` entries.
+        A `Pool` of `shape.budget` entries or a few more.
     """
-    batch = tf.shape(queries)[0]
-    seeds = tf.random.split(seed, 2, alg="philox")
-    position = tf.range(shape.budget)[None]
-    member = position < frontier.members[:, None]
-    proposals = tf.cast(shape.budget - frontier.members, tf.float32)[:, None]
-    stratum = tf.cast(position - frontier.members[:, None], tf.float32)
-    points = (stratum + draws.uniforms([batch, shape.budget], seeds[0])) / proposals
-    drawn, log_q = propose(
-        levels, frontier.rest, beta, shape, tf.clip_by_value(points, 0.0, 1.0), seeds[1]
+    together = shape.leaf_size  # rows that are read as one entry of a query's list
+    width = -(-shape.budget // together)
+    closed = closed_nodes(levels, frontier.rest, beta, shape)
+
+    def read(owner, place, part):
+        front = frontier._replace(
+            leaves=tf.gather(frontier.leaves, owner), ends=tf.gather(frontier.ends, owner)
+        )
+        members = tf.gather(frontier.members, owner)[:, None]
+        last = tf.gather(frontier.read, owner)[:, None]
+        position = place[:, None] * together + tf.range(together)
+        member = position < members
+        proposals = tf.cast(last - members, tf.float32)
+        stratum = tf.cast(position - members, tf.float32)
+        seeds = tf.random.split(tf.random.fold_in(seed, part, alg="philox"), 2, alg="philox")
+        lots = draws.uniforms(tf.shape(position), seeds[0])
+        points = tf.clip_by_value((stratum + lots) / proposals, 0.0, 1.0)
+        drawn, log_q = propose(levels, closed, shape, points, seeds[1], owner)
+        slots = tf.where(member, member_slots(front, position, shape.leaf_size), drawn)
+        found = tf.gather(ids, slots)
+        scores = beta * dots(tf.gather(queries, owner), rows, slots)
+        absent = (found == NEVER) | is_among(found, tf.gather(exclude, owner))
+        absent |= ~(member | tf.math.is_finite(log_q)) | (position >= last)
+        weights = tf.where(member, scores, scores - log_q - tf.math.log(proposals))
+        nothing = -float("inf")
+        return found, tf.where(absent, nothing, scores), tf.where(absent, nothing, weights)
+
+    wanted = -(-frontier.read // together)
+    found, scores, weights = in_parts(
+        wanted,
+        width,
+        at_a_time(together * queries.shape[1]),
+        read,
+        [(dtype, [together]) for dtype in (tf.int32, tf.float32, tf.float32)],
     )
-    slots = tf.where(member, member_slots(frontier, position, shape.leaf_size), drawn)
-    found = tf.gather(ids, slots)
-    scores = beta * dots(queries, rows, slots)
-    absent = (found == NEVER) | is_among(found, exclude) | ~(member | tf.math.is_finite(log_q))
-    scores = tf.where(absent, -float("inf"), scores)
-    weights = tf.where(member, scores, scores - log_q - tf.math.log(proposals))
-    return Pool(found, scores, tf.where(absent, -float("inf"), weights))
+    there = tf.sequence_mask(wanted, width)[:, :, None]
+    return Pool(
+        *(
+            tf.reshape(tf.where(there, value, nothing), [-1, width * together])
+            for value, nothing in ((found, NEVER), (scores, -float("inf")), (weights, -float("inf")))
+        )
+    )
 
 
-def propose(levels, rest, beta, shape, points, seed):
+def closed_nodes(levels, rest, beta, shape):
+    """`Closed`, of what `open_nodes` has left: list of `Segment`."""
+    log_masses = capped_log_masses(rest, beta)
+    # Running sums as a product: XLA compiles tf.cumsum over a short axis to many times the work.
+    sums = tf.linalg.band_part(tf.ones([shape.fanout, shape.fanout]), 0, -1)
+    ends = [
+        tf.matmul(tf.cast(tf.reshape(level.counts, [-1, shape.fanout]), tf.float32), sums)
+        for level in levels[: rest[0].level]
+    ]
+    log_total = tf.reduce_logsumexp(log_masses, axis=1)
+    return Closed(rest, log_masses, log_total, draws.laid_out(log_masses), ends)
+
+
+def propose(levels, closed, shape, points, seed, owner=None):
     """Rows drawn from unopened nodes: a node by its mass, and a uniform member of it.
 
     Args:
-        levels, beta, shape: as for `open_nodes`.
-        rest: list of `Segment`, the nodes.
-        points: float32 [queries, proposals], numbers on [0, 1) that pick the node, all nodes' masses
+        levels, shape: as for `open_nodes`.
+        closed: `Closed`, the nodes.
+        points: float32 [lists, proposals], numbers on [0, 1) that pick the node, all nodes' masses
             being laid end to end.
         seed: int32 [2], picks the members.
+        owner: int32 [lists], the query that each list of proposals is for; default: its own.
 
     Returns:
-        (slots, log_q): int32 and float32 [queries, proposals], the log probability of each draw; not
+        (slots, log_q): int32 and float32 [lists, proposals], the log probability of each draw; not
         finite where nothing is left unopened.
     """
-    batch = tf.shape(points)[0]
-    log_mass = capped_log_masses(rest, beta)
-    entry = draws.entries_at(log_mass, points)
-    every = [tf.broadcast_to(each.ids, tf.shape(each.log_masses)) for each in rest]
-    node = tf.gather(tf.concat(every, axis=1), entry, batch_dims=1)
-    every = [tf.broadcast_to(each.counts, tf.shape(each.log_masses)) for each in rest]
-    count = tf.gather(tf.concat(every, axis=1), entry, batch_dims=1)
-    log_q = (
-        tf.gather(log_mass, entry, batch_dims=1)
-        - tf.reduce_logsumexp(log_mass, axis=1, keepdims=True)
-        - tf.math.log(tf.cast(count, tf.float32))
-    )
-    uniform = draws.uniforms([batch, points.shape[1]], seed)
+    if owner is None:
+        owner = tf.range(tf.shape(points)[0])
+    nodes = closed.log_masses.shape[1]
+    entry = draws.entries_in(closed.laid_out, points, owner)
+    log_mass = tf.gather(tf.reshape(closed.log_masses, [-1]), owner[:, None] * nodes + entry)
+    node, count, start = tf.zeros_like(entry), tf.zeros_like(entry), 0
+    for each in closed.segments:
+        width = each.log_masses.shape[1]
+        mine = (entry >= start) & (entry < start + width)
+        place = tf.where(mine, entry - start, 0)
+        if each.ids.shape[0] != 1:
+            place += owner[:, None] * width
+        named = tf.gather(tf.reshape(each.ids, [-1]), place)
+        node = tf.where(mine, named, node)
+        count = tf.where(mine, tf.gather(levels[each.level].counts, named), count)
+        start += width
+    log_q = log_mass - tf.gather(closed.log_total, owner)[:, None]
+    log_q -= tf.math.log(tf.cast(count, tf.float32))
+    uniform = draws.uniforms(tf.shape(points), seed)
     rank = tf.minimum(tf.cast(uniform * tf.cast(count, tf.float32), tf.int32), count - 1)
     rank = tf.maximum(rank, 0)
     # Down to the leaf that holds the member of that rank. Segments come from the top down.
     end = 0
-    for each in rest[:-1]:
+    for each in closed.segments[:-1]:
         end += each.log_masses.shape[1]
         # Whoever was drawn at this level or above stands at this level now.
         inner = entry < end
-        children = tf.reshape(levels[each.level - 1].counts, [-1, shape.fanout])
-        # Running sums as a product: XLA compiles tf.cumsum over a short axis to many times the work.
-        sums = tf.linalg.band_part(tf.ones([shape.fanout, shape.fanout]), 0, -1)
-        ends = tf.matmul(tf.cast(children, tf.float32), sums)
-        ends = tf.gather(ends, tf.where(inner, node, 0))
+        ends = tf.gather(closed.ends[each.level - 1], tf.where(inner, node, 0))
         passed = ends <= tf.cast(rank, tf.float32)[:, :, None]
         child = tf.reduce_sum(tf.cast(passed, tf.int32), axis=2)
         child = tf.minimum(child, shape.fanout - 1)
@@ -238,12 +329,13 @@ def propose(levels, rest, beta, shape, points, seed):
 
 def capped_log_masses(rest, beta):
     """The unopened nodes' log masses as draws use them: float32 [queries, nodes], all levels."""
-    joined = [
-        tf.concat([tf.broadcast_to(each[field], tf.shape(each.log_masses)) for each in rest], axis=1)
-        for field in range(2, 6)
+    widest = [masses.widest_spread(each.log_masses, each.spread) for each in rest]
+    widest = tf.reduce_max(tf.concat(widest, axis=1), axis=1, keepdims=True)
+    capped = [
+        masses.within_two_spreads(each.log_masses, each.along, each.spread, each.counts, widest, beta)
+        for each in rest
     ]
-    counts, along, spread, log_masses = joined
-    return masses.within_two_spreads(log_masses, along, spread, counts, beta)
+    return tf.concat(capped, axis=1)
 
 
 def members(rows, frontier, queries, beta, shape):
@@ -291,15 +383,15 @@ def member_slots(frontier, position, leaf_size):
 
     Args:
         frontier: `Frontier`, of which `leaves` and `ends` are read.
-        position: int32 [1, positions], which of their rows.
+        position: int32 [queries or 1, positions], which of their rows.
         leaf_size: int.
 
     Returns:
         int32 [queries, positions]; a slot that may be empty where there are no more rows.
     """
     batch = tf.shape(frontier.ends)[0]
-    position = tf.tile(position, [batch, 1])
-    which = draws.entries_up_to(frontier.ends, position)
+    position = tf.broadcast_to(position, [batch, tf.shape(position)[1]])
+    which = draws.entries_up_to(draws.ladder(frontier.ends), position)
     which = tf.minimum(which, frontier.ends.shape[1] - 1)
     starts = tf.pad(frontier.ends[:, :-1], [[0, 0], [1, 0]])
     offset = position - tf.gather(starts, which, batch_dims=1)
@@ -307,11 +399,73 @@ def member_slots(frontier, position, leaf_size):
     return leaf * leaf_size + tf.clip_by_value(offset, 0, leaf_size - 1)
 
 
+def children(nodes, fanout):
+    """int32 [..., fanout], the children of each of int32 [...] nodes, which are side by side."""
+    return nodes[..., None] * fanout + tf.range(fanout)
+
+
+def of_children(nodes, number, fanout, floats, work, dtypes):
+    """What `work` makes of the children of opened nodes, some at a time.
+
+    Args:
+        nodes: int32 [queries, width].
+        number: int32 [queries], how many of them are opened, the first few.
+        fanout: int.
+        floats: int, numbers that are read of each child.
+        work: function from int32 [nodes], whose query each is opened for, and int32 [nodes, fanout],
+            their children, to a tuple of tensors [nodes, fanout].
+        dtypes: list of what `work` returns.
+
+    Returns:
+        tuple of tensors [queries, width * fanout]; anything for what is not opened.
+    """
+    width = nodes.shape[1]
+    flat = tf.reshape(nodes, [-1])
+
+    def take(owner, place, part):
+        del part
+        return work(owner, children(tf.gather(flat, owner * width + place), fanout))
+
+    made = in_parts(
+        number, width, at_a_time(fanout * floats), take, [(dtype, [fanout]) for dtype in dtypes]
+    )
+    return tuple(tf.reshape(each, [-1, width * fanout]) for each in made)
+
+
 def dots(queries, rows, slots):
     """q.y for rows by slot: float32 [queries, slots]."""
     vectors = tf.cast(tf.gather(rows, slots), tf.float32)
     # Product and sum, not einsum: XLA then makes one loop of them and of the gather.
     return tf.reduce_sum(vectors * queries[:, None, :], axis=2)
+
+
+def _unopened(segments, uneven, heaviest, best):
+    """What is left once nodes of the last segment are opened, the heaviest first.
+
+    Args:
+        segments: list of `Segment`, all that is unopened so far.
+        uneven: list of float32 [queries, nodes] for each, as `masses.log_unevenness`.
+        heaviest, best: float32 and int32 [queries, number], log masses and places of the heaviest nodes
+            of the last segment, descending.
+
+    Returns:
+        (share, noise): float32 [queries, number], the share R of the mass that is unopened after each,
+        and sum_c m_c u_c over it, R at least: R * noise is the variance of a drawn row's weight.
+    """
+    *above, last = segments
+    never = [*(each.log_masses for each in above), _without(last.log_masses, best)]
+    log_masses = tf.concat([*never, heaviest], axis=1)
+    log_uneven = tf.concat([*uneven, tf.gather(uneven[-1], best, batch_dims=1)], axis=1)
+    weights = tf.exp(log_masses - tf.reduce_logsumexp(log_masses, axis=1, keepdims=True))
+
+    def left(values):
+        # Summed from the end: as a difference, what is left after a large one would be rounding.
+        never, candidates = tf.split(values, [-1, best.shape[1]], axis=1)
+        later = tf.cumsum(candidates, axis=1, exclusive=True, reverse=True)
+        return tf.reduce_sum(never, axis=1, keepdims=True) + later
+
+    share = left(weights)
+    return share, tf.maximum(left(weights * tf.exp(log_uneven)), share)
 
 
 def _pick(values, best):

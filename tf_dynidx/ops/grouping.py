@@ -99,7 +99,7 @@ def assign(near, choices, live, groups, size):
     # Whoever still waits takes any place, in order.
     room = tf.cumsum(size - tf.reshape(counts, [batch, groups]), axis=1)
     rank = tf.cumsum(tf.cast(tf.reshape(waiting, [batch, slots]), tf.int32), axis=1) - 1
-    anywhere = draws.entries_up_to(room, rank)
+    anywhere = draws.entries_up_to(draws.ladder(room), rank)
     found = tf.where(waiting, tf.reshape(anywhere, [flat]), found)
     back = tf.argsort(first, axis=1)
     return tf.gather(tf.reshape(found, [batch, slots]), back, batch_dims=1)

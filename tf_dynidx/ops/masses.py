@@ -9,6 +9,8 @@ import math
 
 import tensorflow as tf
 
+_MOST_UNEVEN = 30.0  # e to this is as good as infinite, and a float32
+
 
 def project(queries, moments):
     """What a query sees of the nodes' centres and variances.
@@ -59,6 +61,21 @@ def log_masses(along, across, spread, counts, beta):
     return _first_order(along, counts, beta) + tf.minimum(curvature, _log_cosh(spread))
 
 
+def log_unevenness(across, beta):
+    """How unevenly the members of every node share its mass: log of E[w^2] / E[w]^2.
+
+    For Gaussian exponents it is their variance, which is read off the node's. Among n members it is
+    log n at most, but where it is above that the node's mass, too, is known by its order only.
+
+    Args:
+        across, beta: as for `log_masses`.
+
+    Returns:
+        float32 [queries, nodes].
+    """
+    return tf.minimum(beta**2 * across, _MOST_UNEVEN)
+
+
 def log_mass_bounds(along, spread, counts, beta):
     """Lower and upper bound of the log mass of every node.
 
@@ -77,7 +94,7 @@ def log_mass_bounds(along, spread, counts, beta):
     return linear, linear + _log_cosh(spread)
 
 
-def within_two_spreads(log_masses, along, spread, counts, beta):
+def within_two_spreads(log_masses, along, spread, counts, widest, beta):
     """The log masses of a frontier, lowered where its draws could otherwise be off too far.
 
     A row y that is drawn by picking a node by these masses and a uniform member of it has, with
@@ -88,14 +105,20 @@ def within_two_spreads(log_masses, along, spread, counts, beta):
     Args:
         log_masses: float32 [queries, nodes]; -inf marks a node that does not take part.
         along, spread, counts, beta: as for `log_masses`.
+        widest: float32 [queries, 1], the largest spread of the frontier's nodes, as from
+            `widest_spread`.
 
     Returns:
         float32 [queries, nodes], nowhere larger than `log_masses`.
     """
-    taking_part = tf.where(tf.math.is_finite(log_masses), spread, 0.0)
-    widest = tf.reduce_max(taking_part, axis=1, keepdims=True)
     excess = tf.maximum(2.0 * widest - spread - _log_cosh(widest), 0.0)
     return tf.minimum(log_masses, _first_order(along, counts, beta) + excess)
+
+
+def widest_spread(log_masses, spread):
+    """The largest spread of the nodes that take part: float32 [queries, 1]. Args: as above."""
+    taking_part = tf.where(tf.math.is_finite(log_masses), spread, 0.0)
+    return tf.reduce_max(taking_part, axis=1, keepdims=True)
 
 
 def _first_order(along, counts, beta):

@@ -2,9 +2,10 @@
 
 import tensorflow as tf
 
-from tf_dynidx.ops.frontier import Frontier, member_slots
+from tf_dynidx.ops.frontier import Frontier, children, member_slots, of_children
 from tf_dynidx.ops.membership import is_among, without
 from tf_dynidx.ops.nodes import NEVER
+from tf_dynidx.ops.parts import at_a_time, in_blocks
 
 ROWS_AT_A_TIME = 1024  # rows that a search of the tree scores for each query before it keeps the best
 
@@ -100,6 +101,18 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         (scores, ids): float32 and int32 [queries, k], best first, of equals the lower id first; (-inf,
         -1) where there are no more.
     """
+
+    def best_keys(queries, *exclude):
+        seen = (levels, rows, ids, queries, k, shape, *(exclude or [None]))
+        return (_best_keys(*seen, scales, rises, together),)
+
+    arguments = [queries] if exclude is None else [queries, exclude]
+    block = at_a_time(ROWS_AT_A_TIME * queries.shape[1])
+    return _scores_and_ids(*in_blocks(arguments, block, best_keys, [(tf.int64, [k])]))
+
+
+def _best_keys(levels, rows, ids, queries, k, shape, exclude, scales, rises, together):
+    """What `tree_top_k` finds, as `_keys`: int64 [queries, k], descending."""
     dim = queries.shape[1]
     read = _read_one_by_one if together == 1 else _read_groups
     norms = tf.norm(queries, axis=1, keepdims=True)
@@ -114,17 +127,26 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         opened = best if nodes is None else tf.gather(nodes, best, batch_dims=1)
         if here == 0:
             break
-        level = levels[here - 1]
-        nodes = _neighbours(opened, shape.fanout)
-        moments = read(level.moments, opened, shape.fanout)
-        best_in = tf.linalg.matvec(moments[:, :, :dim], queries)
-        if rises is None:
-            best_in += norms * rise(tf.gather(level.counts, nodes), moments)
-        else:
-            best_in += norms * read(rises[here - 1], opened, shape.fanout)
+        level, known = levels[here - 1], rises and rises[here - 1]
+
+        def expected(owner, nodes, level=level, known=known):
+            parents = nodes[:, :1] // shape.fanout
+            moments = read(level.moments, parents, shape.fanout)
+            if rises is None:
+                rising = rise(tf.gather(level.counts, nodes), moments)
+            else:
+                rising = read(known, parents, shape.fanout)
+            along = tf.reduce_sum(moments[:, :, :dim] * tf.gather(queries, owner)[:, None], axis=2)
+            return (along + tf.gather(norms, owner) * rising,)
+
+        number = tf.fill([tf.shape(opened)[0]], opened.shape[1])
+        nodes = tf.reshape(children(opened, shape.fanout), [-1, opened.shape[1] * shape.fanout])
+        (best_in,) = of_children(
+            opened, number, shape.fanout, level.moments.shape[1], expected, [tf.float32]
+        )
     # From here on in blocks of `together` slots, those of a leaf with rows in them one after the other.
     ends = tf.cumsum(-(-tf.gather(levels[0].counts, opened) // together), axis=1)
-    front = Frontier(opened, ends, ends[:, -1], [])
+    front = Frontier(opened, ends, ends[:, -1], ends[:, -1], [])
     budget = -(-shape.budget // together)
     turns = -(-budget // max(1, ROWS_AT_A_TIME // together))
     blocks = -(-budget // turns)  # all turns alike, so that the last one reads nothing in vain
@@ -152,7 +174,7 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         maximum_iterations=turns,
         parallel_iterations=1,
     )
-    return _scores_and_ids(best)
+    return best
 
 
 def _neighbours(groups, size):

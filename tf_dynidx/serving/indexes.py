@@ -4,8 +4,9 @@ import tensorflow as tf
 
 from tf_dynidx.index import DynamicIndex
 from tf_dynidx.ops.frontier import Shape
-from tf_dynidx.ops.nodes import NEVER, Level
-from tf_dynidx.ops.search import ROWS_AT_A_TIME, exact_top_k, rise, tree_top_k
+from tf_dynidx.ops.nodes import Level
+from tf_dynidx.ops.parts import in_blocks
+from tf_dynidx.ops.search import exact_top_k, rise, tree_top_k
 from tf_dynidx.serving.table import Table, taken, unpacked
 
 INDEXES = ("exact", "tree")
@@ -62,8 +63,10 @@ class ExactIndex(_Index):
         def search(queries, exclude=None):
             return exact_top_k(queries, self.rows, self._k, _EXACT_BLOCK, self.scales, exclude)
 
-        block = min(_EXACT_BLOCK, self.rows_scored)
-        return _in_parts(search, queries, exclude, _FLOATS // block, self._k)
+        arguments = [queries] if exclude is None else [queries, exclude]
+        at_a_time = max(1, _FLOATS // min(_EXACT_BLOCK, self.rows_scored))
+        found = [(tf.float32, [self._k]), (tf.int32, [self._k])]
+        return in_blocks(arguments, at_a_time, search, found)
 
     def read(self, rows):
         """The encodings of rows, int32 [rows]: float32 [rows, dim]."""
@@ -101,18 +104,14 @@ class TreeIndex(_Index):
         # As a tuple, since tf.Module would wrap a named one.
         self._shape = tuple(shape)
         self.rows_scored = min(shape.budget, number)
-        self._part = max(1, _FLOATS // (2 * dim * (built._nodes_scored(shape) + ROWS_AT_A_TIME)))
 
     def top_k(self, queries, exclude=None):
         """The k best rows that are found; as `ExactIndex.top_k`."""
         levels = [Level(c, m, None, None) for c, m in zip(self.counts, self.centres, strict=True)]
         shape = Shape(*self._shape)
 
-        def search(queries, exclude=None):
-            seen = (levels, self.rows, self.ids, queries, self._k, shape, exclude)
-            return tree_top_k(*seen, self.scales, self.rises, together=_TOGETHER)
-
-        return _in_parts(search, queries, exclude, self._part, self._k)
+        seen = (levels, self.rows, self.ids, queries, self._k, shape, exclude)
+        return tree_top_k(*seen, self.scales, self.rises, together=_TOGETHER)
 
     def read(self, rows):
         """The encodings of rows, int32 [rows]: float32 [rows, dim]."""
@@ -130,35 +129,6 @@ def stored_table(index) -> Table:
     table = Table(index.rows.numpy(), None if scales is None else scales.numpy())
     slots = getattr(index, "slots", None)
     return table if slots is None else taken(table, slots.numpy())
-
-
-def _in_parts(search, queries, exclude, size, k):
-    """Answers a batch of any size, so many queries at a time: memory does not grow with the batch.
-
-    A batch that is one part is answered as it stands.
-    """
-    batch = tf.shape(queries)[0]
-    size = tf.clip_by_value(batch, 1, max(1, size))
-    parts = tf.maximum(1, -(-batch // size))
-    given = (queries,) if exclude is None else (queries, exclude)
-    filler = (0.0, NEVER)
-
-    def cut(tensor, fill):
-        missing = [[0, parts * size - batch], [0, 0]]
-        tensor = tf.pad(tensor, missing, constant_values=tf.cast(fill, tensor.dtype))
-        return tf.reshape(tensor, [parts, size, tf.shape(tensor)[1]])
-
-    width = queries.shape[1]
-    scores, rows = tf.map_fn(
-        lambda part: search(tf.ensure_shape(part[0], [None, width]), *part[1:]),
-        tuple(cut(tensor, fill) for tensor, fill in zip(given, filler, strict=False)),
-        fn_output_signature=(
-            tf.TensorSpec([None, k], tf.float32),
-            tf.TensorSpec([None, k], tf.int32),
-        ),
-        parallel_iterations=1,
-    )
-    return tf.reshape(scores, [-1, k])[:batch], tf.reshape(rows, [-1, k])[:batch]
 
 
 def _variable(values, name):
