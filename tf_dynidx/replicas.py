@@ -1,11 +1,12 @@
 """Several devices, one batch: what the replicas of a `tf.distribute` strategy share in a step.
 
 A replica encodes its part of the batch and mines for it. Its queries then see the candidates of all
-replicas, which are gathered, and every replica takes all of them in: state is one copy a replica, and all
-copies change alike. With one replica nothing here adds an operation to a step.
+replicas, which are gathered, and every replica takes all of them in: state is one copy a replica, and
+all copies change alike. With one replica nothing here adds an operation to a step.
 """
 
 import contextlib
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -59,7 +60,7 @@ def copied():
 
 
 def check_copied(*modules):
-    """Raises a ValueError where replicas would share the variables of `tf.Module`s, and race for them."""
+    """Raises a ValueError where replicas would race for the variables of `tf.Module`s."""
     if number() == 1:
         return
     for module in modules:
@@ -139,19 +140,27 @@ def gathered(tensor, first=None):
     return tf.concat(context.all_gather([tensor[:first], tensor[first:]], axis=0), axis=0)
 
 
-def places(size):
+class Span(NamedTuple):
     """Where what is this replica's comes among what is `gathered`.
 
-    Args:
-        size: int32 scalar, how many it has.
-
-    Returns:
-        (places, total): int32 [size], and int32 scalar, how many all have.
+    Attributes:
+        places: int32 [size].
+        start: int32 scalar or int, how many come before; first ones, if there are `first` ones.
+        total: int32 scalar, how many all replicas have.
     """
+
+    places: tf.Tensor
+    start: tf.Tensor | int
+    total: tf.Tensor
+
+
+def span(size):
+    """`Span` of what a replica has so many of, int32 scalar."""
     if number() == 1:
-        return tf.range(size), size
+        return Span(tf.range(size), 0, size)
     sizes = gathered(tf.reshape(size, [1]))
-    return tf.range(size) + tf.reduce_sum(sizes[: this()]), tf.reduce_sum(sizes)
+    start = tf.reduce_sum(sizes[: this()])
+    return Span(tf.range(size) + start, start, tf.reduce_sum(sizes))
 
 
 def summed(value):

@@ -406,7 +406,7 @@ class DualEncoder(keras.Model):
         encodings = replicas.gathered(own_encodings, first)
         all_valid = replicas.gathered(valid)
         if self.sharing == "batch":
-            own, total = replicas.places(batch)
+            own, _, total = replicas.span(batch)
             scores = tf.matmul(queries, encodings, transpose_b=True)
             own_scores = tf.gather(scores, own, axis=1, batch_dims=1)
             log_prob = replicas.log_summed(self.miner.log_prob(rows, *asked))

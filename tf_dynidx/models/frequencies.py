@@ -24,6 +24,6 @@ class PositiveFrequencies(tf.Module):
         return tf.gather(self.counts, rows) > 0.0
 
     def observe(self, rows, weights):
-        """Counts the positives of a batch, of all replicas: int32 [rows], float32 [rows], 0 for an example without."""
+        """Counts positives of all replicas: int32 [rows], float32 [rows], 0 for an example without."""
         self.counts.scatter_nd_add(rows[:, None], weights)
         self.total.assign_add(tf.cast(tf.size(weights), tf.float32))
