@@ -238,11 +238,16 @@ class DualEncoder(keras.Model):
         if not self.target_tower.built:
             with tf.init_scope():
                 self.encode_rows(tf.range(1))
+        state = changing_state(self.target_tower) if training else ()
+        if state and replicas.number() > 1:
+            raise ValueError(
+                "Replicas agree on what a layer changes in training, such as moving averages, which "
+                "they cannot do chunk by chunk: leave encode_chunk out, or layers with such a state. "
+                f"Received: encode_chunk={chunk}, {len(state)} such variables, "
+                f"{replicas.number()} replicas"
+            )
         return encode_in_chunks(
-            lambda block: self.encode_rows(block, training=training),
-            rows,
-            chunk,
-            changing_state(self.target_tower) if training else (),
+            lambda block: self.encode_rows(block, training=training), rows, chunk, state
         )
 
     def encode_corpus(self, progress=False):
@@ -277,15 +282,27 @@ class DualEncoder(keras.Model):
 
     def make_train_function(self, force=False):
         """As in Keras; the function prepares the miner before its first step, outside any graph."""
+        self._check_replicas()
         super().make_train_function(force)
         self.train_function = _between(self.prepare_miner, self.miner.look, self.train_function)
         return self.train_function
 
     def make_test_function(self, force=False):
         """As in Keras: the loss of `evaluate` needs the miner too."""
+        self._check_replicas()
         super().make_test_function(force)
         self.test_function = _between(self.prepare_miner, self.miner.look, self.test_function)
         return self.test_function
+
+    def _check_replicas(self):
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        on_tpu = isinstance(self.distribute_strategy, tf.distribute.TPUStrategy)
+        if several and _jit_compiled(self) and not on_tpu:
+            raise ValueError(
+                "XLA compiles a step for one device: compile the model with jit_compile=False to train on "
+                f"several. Received: jit_compile={self.jit_compile}, "
+                f"{self.distribute_strategy.num_replicas_in_sync} replicas"
+            )
 
     def mined_loss(self, x, y, sample_weight=None, training=True):
         """The loss of a batch, for a training loop of your own.
