@@ -5,6 +5,7 @@ Two devices that one processor is divided into stand for any others. Prints what
 
 import json
 import sys
+import tempfile
 
 import numpy as np
 import tensorflow as tf
@@ -15,8 +16,9 @@ tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfigu
 from tests.models import small  # noqa: E402
 from tf_dynidx.callbacks import IndexRefresh  # noqa: E402
 from tf_dynidx.keras_world import keras  # noqa: E402
-from tf_dynidx.miners import Mixed, NegativeCache, Popularity, Stale, Tree  # noqa: E402
+from tf_dynidx.miners import InBatch, Mixed, NegativeCache, Popularity, Stale, Tree  # noqa: E402
 from tf_dynidx.miners.miner import Miner, softmax_log_prob  # noqa: E402
+from tf_dynidx.models.dual_encoder import _values  # noqa: E402
 
 # One for the process: where replicas are processors, two of them would be in each other's way.
 TWO = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -25,7 +27,7 @@ QUERIES, BATCH = 121, 40
 
 
 class Hardest(Miner):
-    """Draws without chance, so that what two replicas draw is what one does: a table's highest scores."""
+    """Draws without chance, so that two replicas draw what one does: a table's highest scores."""
 
     def make_state(self, corpus, encode_corpus):
         self.table = tf.Variable(encode_corpus(), trainable=False, name="table")
@@ -43,12 +45,9 @@ class Hardest(Miner):
 
 
 def data():
-    """Queries with one positive or two, one with none; weights of examples."""
-    second = (small.POSITIVES[:QUERIES] + 7) % small.TARGETS
-    y = np.stack([small.POSITIVES[:QUERIES], np.where(np.arange(QUERIES) % 3, -1, second)], axis=1)
+    """Queries, one of which has no positive, with weights."""
+    y = small.POSITIVES[:QUERIES].copy()
     y[5] = -1
-    # Which of two is trained on is picked at random: by each replica for itself.
-    y = y[:, :1]
     weights = 0.5 + np.arange(QUERIES, dtype=np.float32) % 4
     dataset = tf.data.Dataset.from_tensor_slices((small.QUERY_FEATURES[:QUERIES], y, weights))
     return dataset.batch(BATCH)
@@ -64,12 +63,11 @@ def regularized():
     return tower(), tower()
 
 
-def trained(strategy, miner, epochs=2, callbacks=(), **options):
+def trained(strategy, miner, callbacks=(), epochs=2, **options):
     with strategy.scope():
         model = small.make(miner, **options)
-    history = model.fit(data(), epochs=epochs, verbose=0, callbacks=list(callbacks)).history
-    evaluated = model.evaluate(data(), verbose=0, return_dict=True)
-    return model, {"fit": history, "evaluate": evaluated}
+    logs = model.fit(data(), epochs=epochs, verbose=0, callbacks=list(callbacks)).history
+    return model, logs
 
 
 def differences(values, others):
@@ -85,29 +83,31 @@ def apart(model):
 
 
 def same_as_one(miner, **options):
-    one, logs_one = trained(tf.distribute.get_strategy(), miner(), **options)
-    two, logs_two = trained(TWO, miner(), **options)
-    mine = [np.asarray(v, np.float64) for v in small.state(one).values()]
-    yours = [np.asarray(v, np.float64) for v in small.state(two).values()]
+    one, logs = trained(tf.distribute.get_strategy(), miner(), **options)
+    two, logs_of_two = trained(TWO, miner(), **options)
+    evaluated = [float(model.evaluate(data(), verbose=0)) for model in (one, two)]
+    mine, yours = (
+        [np.asarray(value, np.float64) for value in small.state(model).values()] for model in (one, two)
+    )
     return {
-        "one": logs_one,
-        "two": logs_two,
-        "weights": max(differences(small.weights(one), small.weights(two))),
-        "state": max(differences(mine, yours)),
+        "logs": [logs, logs_of_two],
+        "evaluated": evaluated,
+        "differences": differences(mine, yours),
         "apart": apart(two),
     }
 
 
-def exact():
-    """What involves no chance."""
-    from tf_dynidx.miners import InBatch
+def in_batch():
+    options = {"learn_temperature": True, "similarity": "cosine", "relative_margin": 0.0}
+    return same_as_one(InBatch, towers=regularized, options=options)
 
-    learned = {"learn_temperature": True, "similarity": "cosine", "relative_margin": 0.0}
-    return {
-        "in-batch": same_as_one(InBatch, towers=regularized, options=learned),
-        "mined": same_as_one(lambda: Hardest(2)),
-        "own negatives": same_as_one(lambda: Hardest(3), options={"sharing": "none"}),
-    }
+
+def mined():
+    return same_as_one(lambda: Hardest(2))
+
+
+def own_negatives():
+    return same_as_one(lambda: Hardest(3), options={"sharing": "none"})
 
 
 def tree():
@@ -133,18 +133,25 @@ def tree():
     found["noise"] = float(np.abs(independent / pooled.shape[1] - truth).sum() / 16)
     found["alike"] = float((draws[:, 0] == draws[:, 1]).mean())
 
-    # In a file, and out of it in a model that is not replicated.
-    model.save_weights("two.weights.h5")
-    alone = small.make(Tree(refresh_every=2))
-    alone.load_weights("two.weights.h5")
-    mine, yours = ({n: v.numpy() for n, v in m._own_state().items()} for m in (model, alone))
-    found["kept"] = all(np.array_equal(mine[name], yours[name]) for name in mine)
-    alone.fit(data(), verbose=0)
-    alone.save_weights("one.weights.h5")
-    model.load_weights("one.weights.h5")
-    found["loaded"] = all(
-        np.array_equal(v.numpy(), model._own_state()[n].numpy()) for n, v in alone._own_state().items()
-    )
+    # In a file, and out of it in a model that is not replicated; and back, on to all replicas.
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model.weights.h5"
+        model.save_weights(path)
+        alone = small.make(Tree(refresh_every=2))
+        alone.load_weights(path)
+        mine, yours = ({n: v.numpy() for n, v in m._own_state().items()} for m in (model, alone))
+        found["kept"] = all(np.array_equal(mine[name], yours[name]) for name in mine)
+        checkpoint = tf.train.Checkpoint(model=model)
+        written = checkpoint.write(f"{folder}/checkpoint")
+        for form, load in {
+            "weights": lambda: model.load_weights(path),
+            "checkpoint": lambda: checkpoint.read(written),
+        }.items():
+            for variable in model._own_state().values():
+                variable.assign(tf.zeros_like(variable))
+            load()
+            again = {name: variable.numpy() for name, variable in model._own_state().items()}
+            found[form] = all(np.array_equal(mine[name], again[name]) for name in mine)
     found["apart after loading"] = apart(model)
     return found
 
@@ -156,7 +163,8 @@ def others():
         model = small.make(
             miner, towers=lambda: (small.functional_tower(), small.functional_tower(0.2))
         )
-    variables = [getattr(v, "value", v) if hasattr(v, "path") else v for v in model.trainable_variables]
+        model.optimizer.build(model.trainable_variables)
+    variables = _values(model.trainable_variables)
 
     @tf.function(autograph=False)
     def step(x, y, sample_weight):
@@ -173,7 +181,8 @@ def others():
     losses = [
         float(step(*batch)) for _ in range(3) for batch in TWO.experimental_distribute_dataset(data())
     ]
-    return {"losses": losses, "apart": apart(model), "step": int(model.step.numpy())}
+    counted = float(model.frequencies.total.numpy()), int(model.step.numpy())
+    return {"losses": losses, "apart": apart(model), "counted": counted}
 
 
 def refused():

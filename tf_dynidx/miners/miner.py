@@ -16,6 +16,10 @@ class Miner(tf.Module):
     `observe_positives` and `observe`. They run inside the step's `tf.function`, compiled by XLA or not:
     static shapes, no strings. State is kept in `tf.Variable`s, made in `make_state`.
 
+    In a step of several replicas (`tf.distribute`) `mine` and `log_prob` are about the replica's own
+    queries, the rows asked about and all that is observed are of all replicas. State is one copy a
+    replica; all change alike, as long as it follows from what is observed and not from what was drawn.
+
     Attributes:
         num_negatives: int, draws a query.
         num_targets: int, targets of the corpus, once it is built.
@@ -129,8 +133,8 @@ class Miner(tf.Module):
             drawn: what `mine` returned second.
 
         Returns:
-            float32 [queries, rows], or [1, rows] if all queries draw alike; -inf for a row that a
-            query cannot draw.
+            float32 [queries, rows], or [1, rows] if all queries, also those of other replicas, draw
+            alike; -inf for a row that a query cannot draw.
         """
         raise NotImplementedError
 

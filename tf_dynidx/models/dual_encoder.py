@@ -66,6 +66,9 @@ class DualEncoder(keras.Model):
     for how often its target was to be expected among them, so that the loss estimates the softmax over
     all targets (`losses.sampled_softmax`).
 
+    Under a strategy of `tf.distribute` the batch is the global one: queries see the candidates of all
+    replicas. The miner's state, the index too, is held by each.
+
     The loss encodes candidates in training mode; the miner is given encodings in inference mode (a
     second pass, only if the target tower has layers that tell the two apart).
 
@@ -299,8 +302,8 @@ class DualEncoder(keras.Model):
         on_tpu = isinstance(self.distribute_strategy, tf.distribute.TPUStrategy)
         if several and _jit_compiled(self) and not on_tpu:
             raise ValueError(
-                "XLA compiles a step for one device: compile the model with jit_compile=False to train on "
-                f"several. Received: jit_compile={self.jit_compile}, "
+                "XLA compiles a step for one device: compile the model with jit_compile=False to train "
+                f"on several. Received: jit_compile={self.jit_compile}, "
                 f"{self.distribute_strategy.num_replicas_in_sync} replicas"
             )
 
@@ -574,7 +577,8 @@ class DualEncoder(keras.Model):
         """
         with_miner = _DIM in set(store.keys())
         if with_miner and not self.miner.built:
-            self.miner.build(self.corpus, self.encode_rows, None, int(np.asarray(store[_DIM])))
+            with self.distribute_strategy.scope():
+                self.miner.build(self.corpus, self.encode_rows, None, int(np.asarray(store[_DIM])))
         read(self._own_state(with_miner), store, besides=[_DIM])
 
     def save_assets(self, folder):
