@@ -16,7 +16,7 @@ tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfigu
 from tests.models import small  # noqa: E402
 from tf_dynidx.callbacks import IndexRefresh  # noqa: E402
 from tf_dynidx.keras_world import keras  # noqa: E402
-from tf_dynidx.miners import InBatch, Mixed, NegativeCache, Popularity, Tree  # noqa: E402
+from tf_dynidx.miners import InBatch, Popularity, Tree  # noqa: E402
 from tf_dynidx.miners.miner import Miner, softmax_log_prob  # noqa: E402
 from tf_dynidx.models.dual_encoder import _values  # noqa: E402
 
@@ -157,8 +157,8 @@ def tree():
 
 
 def others():
-    """Other kinds of state, and a loop of one's own, which prepares the miner in a step."""
-    miner = Mixed([Popularity(1), NegativeCache(1, cache_size=50)])
+    """Dropout, and a loop of one's own, which prepares the miner in a step."""
+    miner = Popularity(1)
     with TWO.scope():
         model = small.make(
             miner, towers=lambda: (small.functional_tower(), small.functional_tower(0.2))
