@@ -78,7 +78,7 @@ class IndexMonitor(ScheduledOnIndex):
     def act_on(self, index):
         beta = float(self.model.beta)  # it may be learned
         found = numbers(index.stats()) | numbers(index.staleness(beta), "staleness")
-        found["full_encodes"] = float(self.model.miner.full_encodes)
+        found["full_encodes"] = float(self.model.miner.full_encodes.numpy())
         if index.size:
             found |= self._asked(index, beta)
         found = {f"index/{name}": value for name, value in found.items()}

@@ -59,7 +59,7 @@ class MiningTime:
         """
         miner = self.model.miner
         index, reencoder = miner.index, miner.index.reencoder
-        refreshes, period = int(reencoder.refreshes), float(reencoder.period)
+        refreshes, period = reencoder.refreshes.numpy(), reencoder.period.numpy()
         variables = named_variables(miner).values()
         before = [variable.numpy() for variable in variables]
         try:

@@ -96,7 +96,8 @@ class StepTimer:
 def steps_done(model):
     """int, training steps that a model has behind it, those of earlier runs included."""
     step = getattr(model, "step", None)
-    return int(model.optimizer.iterations if step is None else step)
+    # A variable of several replicas is none that int() takes.
+    return int((model.optimizer.iterations if step is None else step).numpy())
 
 
 def checked_steps(every):

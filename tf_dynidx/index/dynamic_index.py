@@ -487,9 +487,9 @@ class DynamicIndex(tf.Module):
         found = {
             "relative_error": float(overall),
             "largest_relative_error": float(known.max(initial=0.0)),
-            "jumps": int(self.reencoder.jumps),
-            "refreshes": int(self.reencoder.refreshes),
-            "refresh_every": float(self.reencoder.period),
+            "jumps": int(self.reencoder.jumps.numpy()),
+            "refreshes": int(self.reencoder.refreshes.numpy()),
+            "refresh_every": float(self.reencoder.period.numpy()),
             "advice": "reencode" if overall > _TOLERANCE else "none",
         }
         if beta is not None:

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from tf_dynidx import replicas
 from tf_dynidx.corpus import TargetCorpus, encode_all
 from tf_dynidx.index import checks
 from tf_dynidx.keras_world import keras
@@ -26,6 +27,9 @@ class NegativeMiner(keras.layers.Layer):
         ... scores of [positive, rows], 1 + num_negatives candidates a query ...
         log_expected = tf.pad(log_prob + math.log(num_negatives), [[0, 0], [1, 0]])
         loss = losses.SampledSoftmax(temperature)(zeros, scores, log_expected=log_expected)
+
+    In a step of several replicas (`tf.distribute`) each draws for its own queries, and `observe` takes
+    in what all of them have encoded. Make the layer and call `prepare` in the strategy's scope.
 
     The miner's state, the index of `Tree` for one, is saved with the layer; of the corpus only what it
     is like: a file is loaded with `custom_objects={"corpus": corpus}`.
@@ -91,6 +95,7 @@ class NegativeMiner(keras.layers.Layer):
         """
         if not self.miner.built:
             raise ValueError("The miner has no state yet: call prepare() first. Received: none")
+        replicas.check_copied(self.miner)
         queries = tf.stop_gradient(tf.cast(queries, tf.float32))
         positives = tf.cast(positives, tf.int32)
         positives = positives[:, None] if positives.shape.rank == 1 else positives
@@ -110,10 +115,11 @@ class NegativeMiner(keras.layers.Layer):
                 they are not told, and `Popularity` learns nothing from the step.
         """
         if positives is not None:
-            positives = tf.cast(positives, tf.int32)
+            positives = replicas.gathered(tf.cast(positives, tf.int32))
             known = tf.cast(positives >= 0, tf.float32)
             self.miner.observe_positives(tf.maximum(positives, 0), known)
-        self.miner.observe(tf.cast(rows, tf.int32), tf.stop_gradient(tf.cast(encodings, tf.float32)))
+        encodings = replicas.gathered(tf.stop_gradient(tf.cast(encodings, tf.float32)))
+        self.miner.observe(replicas.gathered(tf.cast(rows, tf.int32)), encodings)
 
     # Saving.
 

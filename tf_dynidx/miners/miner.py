@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from tf_dynidx import replicas
 from tf_dynidx.index import checks
 from tf_dynidx.ops.membership import is_among
 
@@ -14,6 +15,10 @@ class Miner(tf.Module):
     A training step calls, in this order, `mine`, `log_prob` and, after the gradients are applied,
     `observe_positives` and `observe`. They run inside the step's `tf.function`, compiled by XLA or not:
     static shapes, no strings. State is kept in `tf.Variable`s, made in `make_state`.
+
+    In a step of several replicas (`tf.distribute`) `mine` and `log_prob` are about the replica's own
+    queries, the rows asked about and all that is observed are of all replicas. State is one copy a
+    replica; all change alike, as long as it follows from what is observed and not from what was drawn.
 
     Attributes:
         num_negatives: int, draws a query.
@@ -58,12 +63,18 @@ class Miner(tf.Module):
         self.check_fits(corpus)
         self.num_targets = corpus.size
         self.dim = int(encode_rows(tf.range(1)).shape[1] if dim is None else dim)
+        # Not before: a tower may make its weights with the first row that it encodes.
+        with replicas.copied():
+            self._make_variables(corpus, encode_rows, encode_corpus)
+        self.built = True
+
+    def _make_variables(self, corpus, encode_rows, encode_corpus):
         self._calls = tf.Variable(self._first_call, trainable=False, name="calls")
         self.full_encodes = tf.Variable(0, trainable=False, name="full_encodes")
         self.rows_encoded = tf.Variable(0, trainable=False, name="rows_encoded", dtype=tf.int64)
         # A checkpoint that was restored before fills variables as they are made: then there is
         # nothing to encode.
-        restored = int(self.rows_encoded) > 0
+        restored = self.rows_encoded.numpy() > 0
 
         def encode_counted(rows):
             self.rows_encoded.assign_add(tf.size(rows, out_type=tf.int64))
@@ -77,7 +88,6 @@ class Miner(tf.Module):
         self.encode_rows = encode_counted
         fill = encode_corpus is not None and not restored
         self.make_state(corpus, encode_corpus_counted if fill else None)
-        self.built = True
 
     def check_fits(self, corpus):
         """Raises a ValueError where there are more negatives than targets."""
@@ -123,8 +133,8 @@ class Miner(tf.Module):
             drawn: what `mine` returned second.
 
         Returns:
-            float32 [queries, rows], or [1, rows] if all queries draw alike; -inf for a row that a
-            query cannot draw.
+            float32 [queries, rows], or [1, rows] if all queries, also those of other replicas, draw
+            alike; -inf for a row that a query cannot draw.
         """
         raise NotImplementedError
 
@@ -190,8 +200,9 @@ class Miner(tf.Module):
         return tf.reshape(table, [blocks * block, self.dim])[: self.num_targets]
 
     def next_seed(self):
-        """int32 [2], a seed not used before."""
-        return tf.stack([tf.constant(self.seed, tf.int32), self._calls.assign_add(1)])
+        """int32 [2], a seed not used before, nor by another replica."""
+        seed = tf.stack([tf.constant(self.seed, tf.int32), self._calls.assign_add(1)])
+        return replicas.seed_apart(seed)
 
     def get_config(self):
         """The constructor's arguments."""

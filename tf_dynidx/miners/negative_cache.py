@@ -82,7 +82,7 @@ class NegativeCache(Miner):
         else:
             encode = tf.function(self.encode_rows, autograph=False)
             encodings = encode_all(lambda some: encode(tf.gather(self.rows, some)), self.size)
-        self.table[: self.size].assign(encodings)
+        self.table.assign(tf.pad(encodings, [[0, 1], [0, 0]]))
 
     def mine(self, queries, beta, positives):
         places, log_partition = table_draws.draw(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_dynidx import files, losses
+from tf_dynidx import files, losses, replicas
 from tf_dynidx.corpus import TargetCorpus, encode_all
 from tf_dynidx.index import checks
 from tf_dynidx.keras_world import IS_KERAS_3, keras
@@ -32,19 +32,23 @@ _SHARINGS = ("batch", "none")
 
 
 class Candidates(NamedTuple):
-    """What a step has encoded, and for whom.
+    """What a step has encoded, on all replicas, and for whom.
 
     Attributes:
         rows: int32 [candidates]; the first are the positives of the queries, in their order.
         encodings: float32 [candidates, dim], as encoded for the loss.
         valid: bool [queries], whether a query has a positive at all.
         loss: float32 scalar, what came of them.
+        own_rows: int32 [own candidates], what this replica has encoded of them; and
+        own_batch: int32 scalar, for so many queries; None where those are all: nothing was mined.
     """
 
     rows: tf.Tensor
     encodings: tf.Tensor
     valid: tf.Tensor
     loss: tf.Tensor
+    own_rows: tf.Tensor
+    own_batch: tf.Tensor | None
 
 
 @keras.utils.register_keras_serializable("tf_dynidx")
@@ -61,6 +65,9 @@ class DualEncoder(keras.Model):
     by all queries of the batch (or, with `sharing="none"`, only the own ones). Each logit is corrected
     for how often its target was to be expected among them, so that the loss estimates the softmax over
     all targets (`losses.sampled_softmax`).
+
+    Under a strategy of `tf.distribute` the batch is the global one: queries see the candidates of all
+    replicas. The miner's state, the index too, is held by each.
 
     The loss encodes candidates in training mode; the miner is given encodings in inference mode (a
     second pass, only if the target tower has layers that tell the two apart).
@@ -178,11 +185,14 @@ class DualEncoder(keras.Model):
                 constraint=_clip_log_beta,
             )
         self.frequencies = PositiveFrequencies(corpus.size)
-        self.step = tf.Variable(0, trainable=False, name="step")
+        with replicas.copied():
+            self.step = tf.Variable(0, trainable=False, name="step")
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self._encode_block = tf.function(self.encode_rows, autograph=False)
         self._random_states = saving.RandomStates(query_tower, target_tower)
         self._pending = _Pending()
+        # What is logged beside metrics is alike on all replicas; Keras 2 would add it up.
+        self.distribute_reduction_method = "first"
         # The towers hold all weights: with them the model is built, so that weights can be saved.
         self.built = query_tower.built and target_tower.built
 
@@ -231,11 +241,16 @@ class DualEncoder(keras.Model):
         if not self.target_tower.built:
             with tf.init_scope():
                 self.encode_rows(tf.range(1))
+        state = changing_state(self.target_tower) if training else ()
+        if state and replicas.number() > 1:
+            raise ValueError(
+                "Replicas agree on what a layer changes in training, such as moving averages, which "
+                "they cannot do chunk by chunk: leave encode_chunk out, or layers with such a state. "
+                f"Received: encode_chunk={chunk}, {len(state)} such variables, "
+                f"{replicas.number()} replicas"
+            )
         return encode_in_chunks(
-            lambda block: self.encode_rows(block, training=training),
-            rows,
-            chunk,
-            changing_state(self.target_tower) if training else (),
+            lambda block: self.encode_rows(block, training=training), rows, chunk, state
         )
 
     def encode_corpus(self, progress=False):
@@ -263,21 +278,34 @@ class DualEncoder(keras.Model):
         """
         self.corpus.check_filled()
         if not self.miner.built:
-            self.miner.build(
-                self.corpus, self.encode_rows, lambda: self.encode_corpus(progress=progress)
-            )
+            with self.distribute_strategy.scope():
+                self.miner.build(
+                    self.corpus, self.encode_rows, lambda: self.encode_corpus(progress=progress)
+                )
 
     def make_train_function(self, force=False):
         """As in Keras; the function prepares the miner before its first step, outside any graph."""
+        self._check_replicas()
         super().make_train_function(force)
         self.train_function = _between(self.prepare_miner, self.miner.look, self.train_function)
         return self.train_function
 
     def make_test_function(self, force=False):
         """As in Keras: the loss of `evaluate` needs the miner too."""
+        self._check_replicas()
         super().make_test_function(force)
         self.test_function = _between(self.prepare_miner, self.miner.look, self.test_function)
         return self.test_function
+
+    def _check_replicas(self):
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        on_tpu = isinstance(self.distribute_strategy, tf.distribute.TPUStrategy)
+        if several and _jit_compiled(self) and not on_tpu:
+            raise ValueError(
+                "XLA compiles a step for one device: compile the model with jit_compile=False to train "
+                f"on several. Received: jit_compile={self.jit_compile}, "
+                f"{self.distribute_strategy.num_replicas_in_sync} replicas"
+            )
 
     def mined_loss(self, x, y, sample_weight=None, training=True):
         """The loss of a batch, for a training loop of your own.
@@ -293,6 +321,9 @@ class DualEncoder(keras.Model):
 
         What regularizers of the towers ask for is in `model.losses`, not in here.
 
+        In a step of several replicas, `strategy.run`, each gets its share: they add up to the loss of
+        the global batch, as do their gradients, which optimizers of Keras sum up by themselves.
+
         Args:
             x: query features.
             y: int [batch] or [batch, positives], rows, padded with -1.
@@ -303,11 +334,11 @@ class DualEncoder(keras.Model):
             float32 scalar, the weighted mean over the batch.
         """
         rows = self._rows(y)
-        with tf.init_scope():  # eagerly, also while a function is traced
-            self.prepare_miner()
+        if not self.miner.built:
+            replicas.once(self.prepare_miner)
         loss, candidates = self._loss_and_candidates(x, rows, sample_weight, training)
         if training:
-            self._pending.candidates = candidates
+            self._pending.candidates[replicas.this()] = candidates
         return loss
 
     def after_step(self):
@@ -323,7 +354,7 @@ class DualEncoder(keras.Model):
             RuntimeError: there was no `mined_loss` in training mode since the last call, or it was
                 called in another `tf.function`.
         """
-        candidates, self._pending.candidates = self._pending.candidates, None
+        candidates = self._pending.candidates.pop(replicas.this(), None)
         if candidates is None:
             raise RuntimeError(
                 "after_step follows a mined_loss in training mode. Received: a call without one"
@@ -341,7 +372,7 @@ class DualEncoder(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             loss, candidates = self._loss_and_candidates(x, self._rows(y), sample_weight, training=True)
-            total = loss + tf.add_n(self.losses) if self.losses else loss
+            total = loss + replicas.share(tf.add_n(self.losses)) if self.losses else loss
             scaled = _scale(self.optimizer, total)
         variables = _values(self.trainable_variables)
         gradients = tape.gradient(scaled, variables)
@@ -349,21 +380,23 @@ class DualEncoder(keras.Model):
         logs = self._take_in(candidates)
         if self.learn_temperature:
             logs["temperature"] = 1.0 / self.beta
-        self.loss_tracker.update_state(loss)
+        self.loss_tracker.update_state(replicas.of_share(loss))
         return {"loss": self.loss_tracker.result(), **logs}
 
     def test_step(self, data):
         """One step of `evaluate`: the loss on mined negatives, in inference mode."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        self.loss_tracker.update_state(self.mined_loss(x, y, sample_weight, training=False))
+        loss = self.mined_loss(x, y, sample_weight, training=False)
+        self.loss_tracker.update_state(replicas.of_share(loss))
         return {"loss": self.loss_tracker.result()}
 
     def _take_in(self, candidates):
         """Ends a step: write-back, counts. Returns what the miner logs, as a dict."""
-        rows, encodings, valid, loss = candidates
-        rows = ids_after(loss, ids=rows)  # the miner's state is written once the loss has read it
+        rows, encodings, valid, loss, own_rows, own_batch = candidates
         if tells_training_apart(self.target_tower):
-            encodings = self._encode_candidates(rows, training=False)
+            encodings = self._encode_candidates(own_rows, training=False)
+            encodings = replicas.gathered(encodings, own_batch)
+        rows = ids_after(loss, ids=rows)  # the miner's state is written once the loss has read it
         positives = rows[: tf.size(valid)], tf.cast(valid, tf.float32)
         self.frequencies.observe(*positives)
         self.miner.observe_positives(*positives)
@@ -372,7 +405,8 @@ class DualEncoder(keras.Model):
         return dict(self.miner.logs())
 
     def _loss_and_candidates(self, x, positives, sample_weight, training):
-        """(loss, candidates) of a batch: float32 scalar, `Candidates`."""
+        """(loss, candidates) of a batch: float32 scalar, this replica's share; `Candidates`."""
+        replicas.check_copied(self.frequencies, self.miner)
         beta = self.beta
         queries = self.encode_queries(x, training=training)
         batch = tf.shape(positives)[0]
@@ -381,23 +415,29 @@ class DualEncoder(keras.Model):
         valid = tf.reduce_any(positives >= 0, axis=1)
         fixed, fixed_beta = tf.stop_gradient(queries), tf.stop_gradient(beta)
         mined, drawn = self.miner.mine(fixed, fixed_beta, positives)
-        rows = tf.concat([chosen, tf.reshape(mined, [-1])], axis=0)
+        own_rows = tf.concat([chosen, tf.reshape(mined, [-1])], axis=0)
         asked = fixed, fixed_beta, positives, drawn
-        encodings = self._encode_candidates(rows, training)
+        own_encodings = self._encode_candidates(own_rows, training)
         self.built = True
         draws = self.miner.num_negatives
+        # From here on the batch is that of all replicas, and so are its candidates.
+        first = batch if draws else None
+        rows = replicas.gathered(own_rows, first)
+        encodings = replicas.gathered(own_encodings, first)
+        all_valid = replicas.gathered(valid)
         if self.sharing == "batch":
+            own, _, total = replicas.span(batch)
             scores = tf.matmul(queries, encodings, transpose_b=True)
-            own, own_scores = tf.range(batch), tf.linalg.diag_part(scores[:, :batch])
-            log_prob = self.miner.log_prob(rows, *asked)
+            own_scores = tf.gather(scores, own, axis=1, batch_dims=1)
+            log_prob = replicas.log_summed(self.miner.log_prob(rows, *asked))
             log_expected = losses.log_expected_counts(
-                log_prob, draws, self.frequencies.log_frequency(rows), batch
+                log_prob, draws, self.frequencies.log_frequency(rows), total
             )
-            log_expected -= tf.pad(self._log_weight(rows[batch:]), [[batch, 0]])
+            log_expected -= tf.pad(self._log_weight(rows[total:]), [[total, 0]])
             masked = is_among(rows[None], positives)
-            masked |= tf.pad(~valid, [[0, tf.size(mined)]])
+            masked |= tf.pad(~all_valid, [[0, tf.size(rows) - total]])
         else:
-            positive, negative = encodings[:batch], encodings[batch:]
+            positive, negative = own_encodings[:batch], own_encodings[batch:]
             own, own_scores = tf.zeros_like(chosen), tf.reduce_sum(queries * positive, axis=1)
             negative = tf.reshape(negative, [batch, draws, negative.shape[1]])
             scores = tf.concat(
@@ -420,8 +460,10 @@ class DualEncoder(keras.Model):
         weights = tf.cast(valid, tf.float32)
         if sample_weight is not None:
             weights *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
-        loss = tf.math.divide_no_nan(tf.reduce_sum(each * weights), tf.reduce_sum(weights))
-        return loss, Candidates(rows, encodings, valid, loss)
+        loss = tf.math.divide_no_nan(
+            tf.reduce_sum(each * weights), replicas.summed(tf.reduce_sum(weights))
+        )
+        return loss, Candidates(rows, encodings, all_valid, loss, own_rows, first)
 
     def _log_weight(self, mined):
         """Log of what each mined row counts as a negative: float32, of the rows' shape."""
@@ -432,7 +474,7 @@ class DualEncoder(keras.Model):
         """Picks one of each query's positives at random: int32 [queries]."""
         if positives.shape[1] == 1:
             return tf.maximum(positives[:, 0], 0)
-        seed = tf.stack([tf.constant(self.seed + 2), self.step])
+        seed = replicas.seed_apart(tf.stack([tf.constant(self.seed + 2), self.step]))
         lot = tf.random.stateless_uniform(tf.shape(positives), seed, alg="philox")
         pick = tf.argmax(tf.where(positives >= 0, lot, -1.0), axis=1)
         return tf.maximum(tf.gather(positives, pick, batch_dims=1), 0)
@@ -535,7 +577,8 @@ class DualEncoder(keras.Model):
         """
         with_miner = _DIM in set(store.keys())
         if with_miner and not self.miner.built:
-            self.miner.build(self.corpus, self.encode_rows, None, int(np.asarray(store[_DIM])))
+            with self.distribute_strategy.scope():
+                self.miner.build(self.corpus, self.encode_rows, None, int(np.asarray(store[_DIM])))
         read(self._own_state(with_miner), store, besides=[_DIM])
 
     def save_assets(self, folder):
@@ -650,7 +693,8 @@ class DualEncoder(keras.Model):
 class _Pending:
     """What a model remembers between calls, out of Keras's sight, which would track tensors."""
 
-    candidates = None  # of the last mined_loss, for after_step
+    def __init__(self):
+        self.candidates = {}  # of the last mined_loss of each replica, for after_step
 
 
 def _between(prepare, look, function):

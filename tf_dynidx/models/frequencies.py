@@ -2,14 +2,17 @@
 
 import tensorflow as tf
 
+from tf_dynidx import replicas
+
 
 class PositiveFrequencies(tf.Module):
     """Running counts of positives, smoothed by one imagined example for each target."""
 
     def __init__(self, num_targets, name=None):
         super().__init__(name=name)
-        self.counts = tf.Variable(tf.zeros([num_targets]), trainable=False, name="counts")
-        self.total = tf.Variable(0.0, trainable=False, name="total")
+        with replicas.copied():
+            self.counts = tf.Variable(tf.zeros([num_targets]), trainable=False, name="counts")
+            self.total = tf.Variable(0.0, trainable=False, name="total")
 
     def log_frequency(self, rows):
         """Log share of examples whose positive is each of the given rows: float32 [rows]."""
@@ -21,6 +24,6 @@ class PositiveFrequencies(tf.Module):
         return tf.gather(self.counts, rows) > 0.0
 
     def observe(self, rows, weights):
-        """Counts the positives of a batch: int32 [rows], float32 [rows], 0 for an example without."""
+        """Counts positives of all replicas: int32 [rows], float32 [rows], 0 for an example without."""
         self.counts.scatter_nd_add(rows[:, None], weights)
         self.total.assign_add(tf.cast(tf.size(weights), tf.float32))

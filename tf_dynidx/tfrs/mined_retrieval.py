@@ -5,7 +5,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow_recommenders import tasks
 
-from tf_dynidx import losses
+from tf_dynidx import losses, replicas
 from tf_dynidx.corpus import TargetCorpus, encode_all
 from tf_dynidx.index import checks
 from tf_dynidx.keras_world import keras
@@ -14,6 +14,7 @@ from tf_dynidx.models.dual_encoder import tells_training_apart
 from tf_dynidx.models.frequencies import PositiveFrequencies
 from tf_dynidx.ops.membership import is_among
 
+_UNNAMED = -(2**63)  # in place of an identifier
 _LEFT_OUT = float(np.finfo(np.float32).min) / 100.0  # finite: a loss multiplies it by labels of 0
 
 
@@ -30,6 +31,10 @@ class MinedRetrieval(tasks.Retrieval):
     out of sight of the task: the miner is therefore given encodings (in inference mode) in the call
     itself, as they are before the update. A call that is not training gives it nothing, and counts no
     positives.
+
+    In a step of several replicas (`tf.distribute`), the queries of each see the candidates of all, and
+    the loss of a call is the replica's share: with the default loss the shares add up to the loss of
+    the global batch.
 
     The first call encodes all targets, outside any graph, unless `prepare` was called before. The
     state of the miner is saved in `tf.train.Checkpoint`s.
@@ -95,6 +100,7 @@ class MinedRetrieval(tasks.Retrieval):
             checks.positive_float("temperature", temperature)
         self.candidate_model, self.corpus, self.miner = candidate_model, corpus, miner
         self.frequencies = PositiveFrequencies(corpus.size)
+        self._strategy = tf.distribute.get_strategy()
         # A step of TensorFlow Recommenders is not compiled: it may hold strings, and so may the tower,
         # which other miners call. The draws of a tree are numbers alone: half the time, compiled. Only
         # in training, whose batches are of one size: every other size would be compiled as well.
@@ -107,9 +113,10 @@ class MinedRetrieval(tasks.Retrieval):
         self.corpus.check_filled()
         if not self.miner.built:
             encode = tf.function(self.encode_rows, autograph=False)
-            self.miner.build(
-                self.corpus, self.encode_rows, lambda: encode_all(encode, self.corpus.size)
-            )
+            with self._strategy.scope():
+                self.miner.build(
+                    self.corpus, self.encode_rows, lambda: encode_all(encode, self.corpus.size)
+                )
         return self
 
     def encode_rows(self, rows, training=False):
@@ -149,7 +156,7 @@ class MinedRetrieval(tasks.Retrieval):
             compute_metrics: bool, whether to update `metrics`, which takes the time of a search.
             compute_batch_metrics: bool, whether to update `batch_metrics`.
             score_mask: bool [queries, candidates], which of the candidates given count for a query.
-                Mined ones are not concerned.
+                Mined ones are not concerned, nor those of other replicas.
             training: bool, whether to write back and to encode what is mined in training mode. Default
                 None: what Keras says, inside the call of a model; elsewhere, as in the `compute_loss`
                 of `tfrs.Model`, whether a gradient tape is recording, and mined candidates are encoded
@@ -167,8 +174,9 @@ class MinedRetrieval(tasks.Retrieval):
                 "known which mined candidates are positives. Received: candidate_ids=None"
             )
         mode, training = training, record.could_possibly_record() if training is None else training
-        with tf.init_scope():  # eagerly, also while a function is traced
-            self.prepare()
+        if not self.miner.built:
+            replicas.once(self.prepare)
+        replicas.check_copied(self.frequencies, self.miner)
         candidate_ids = tf.convert_to_tensor(candidate_ids)
         if candidate_ids.shape.rank == 2 and candidate_ids.shape[1] == 1:
             candidate_ids = candidate_ids[:, 0]
@@ -186,15 +194,25 @@ class MinedRetrieval(tasks.Retrieval):
         mine = self._mine if training else self.miner.mine
         mined, drawn = mine(flat, beta, positives)
         mined = tf.reshape(mined, [-1])
-        encodings = tf.concat([given, self.encode_rows(mined, training=mode)], axis=0)
-        all_rows = tf.concat([rows, mined], axis=0)
+        own_encodings = tf.concat([given, self.encode_rows(mined, training=mode)], axis=0)
+        own_rows = tf.concat([rows, mined], axis=0)
+        # From here on the batch is that of all replicas, and so are its candidates.
+        first = num_given if self.miner.num_negatives else None
+        encodings = replicas.gathered(own_encodings, first)
+        all_rows = replicas.gathered(own_rows, first)
+        places, start, num_all_given = replicas.span(num_given)
+        num_all_queries = replicas.span(tf.shape(flat)[0]).total
+        if candidate_sampling_probability is not None:
+            candidate_sampling_probability = replicas.gathered(
+                tf.cast(tf.reshape(candidate_sampling_probability, [-1]), tf.float32)
+            )
 
         log_prob = self.miner.log_prob(tf.maximum(all_rows, 0), flat, beta, positives, drawn)
-        log_prob = tf.where(all_rows < 0, -float("inf"), log_prob)
-        log_frequency = self._log_frequency(rows, mined, candidate_sampling_probability)
+        log_prob = replicas.log_summed(tf.where(all_rows < 0, -float("inf"), log_prob))
+        log_frequency = self._log_frequency(all_rows, num_all_given, candidate_sampling_probability)
         log_expected = tf.stop_gradient(
             losses.log_expected_counts(
-                log_prob, self.miner.num_negatives, log_frequency, tf.shape(flat)[0], num_given
+                log_prob, self.miner.num_negatives, log_frequency, num_all_queries, num_all_given
             )
         )
 
@@ -202,26 +220,29 @@ class MinedRetrieval(tasks.Retrieval):
             scores = tf.reduce_max(tf.einsum("qhd,cd->qhc", queries, encodings), axis=1)
         else:
             scores = tf.matmul(queries, encodings, transpose_b=True)
-        own = tf.eye(num_queries, tf.shape(all_rows)[0], dtype=tf.bool)
+        num_all_mined = tf.size(all_rows) - num_all_given
+        own = tf.one_hot(places[:num_queries], tf.size(all_rows), True, False)
         same = is_among(all_rows[None], rows[:num_queries, None]) & (all_rows >= 0)
-        # Also of unknown identifiers. Numbered first: to compare strings takes twenty times as long.
-        numbers = tf.unique(candidate_ids)[1]
-        hits = numbers[:num_queries, None] == numbers[None]
-        num_unnamed = tf.shape(all_rows)[0] - tf.shape(candidate_ids)[0]
-        same |= tf.pad(hits, [[0, 0], [0, num_unnamed]])
+        # Also of unknown identifiers.
+        numbers = _numbers(candidate_ids)
+        unnamed = [[0, num_given - tf.size(numbers)]]
+        all_numbers = replicas.gathered(tf.pad(numbers, unnamed, constant_values=_UNNAMED))
+        hits = numbers[:num_queries, None] == all_numbers[None]
+        same |= tf.pad(hits, [[0, 0], [0, num_all_mined]])
         never = tf.math.is_inf(log_expected)
         logits = beta * scores
         logits = tf.where(own, logits, logits - tf.where(never, 0.0, log_expected))
         left_out = (same | never) & ~own
         if score_mask is not None:
-            left_out |= tf.pad(~tf.cast(score_mask, tf.bool), [[0, 0], [0, tf.size(mined)]])
+            after = tf.size(all_rows) - start - num_given
+            left_out |= tf.pad(~tf.cast(score_mask, tf.bool), [[0, 0], [start, after]])
         logits = tf.where(left_out, _LEFT_OUT, logits)
         labels = tf.cast(own, tf.float32)
         if self._num_hard_negatives is not None and self._num_hard_negatives > 0:
             logits, labels = _hardest(logits, labels, self._num_hard_negatives)
 
         loss = self._loss(y_true=labels, y_pred=logits, sample_weight=sample_weight)
-        updates = [metric.update_state(loss) for metric in self._loss_metrics]
+        updates = [metric.update_state(replicas.of_share(loss)) for metric in self._loss_metrics]
         if compute_metrics and queries.shape.rank == 2:
             for metric in self._factorized_metrics:
                 update = metric.update_state(
@@ -235,15 +256,16 @@ class MinedRetrieval(tasks.Retrieval):
             for metric in self._batch_metrics:
                 updates.append(metric.update_state(labels, logits, sample_weight=sample_weight))
         if training:
-            self._take_in(all_rows, encodings, rows[:num_queries])
+            if tells_training_apart(self.candidate_model):
+                fresh = self.encode_rows(tf.maximum(own_rows, 0))
+                fresh = tf.where(own_rows[:, None] < 0, own_encodings, fresh)
+                encodings = replicas.gathered(fresh, first)
+            self._take_in(all_rows, encodings, replicas.gathered(rows[:num_queries]))
         with tf.control_dependencies([update for update in updates if update is not None]):
             return tf.identity(loss)
 
     def _take_in(self, rows, encodings, positives):
         """Write-back and counts."""
-        if tells_training_apart(self.candidate_model):
-            fresh = self.encode_rows(tf.maximum(rows, 0))
-            encodings = tf.where(rows[:, None] < 0, encodings, fresh)
         positives = tf.maximum(positives, 0), tf.cast(positives >= 0, tf.float32)
         self.frequencies.observe(*positives)
         self.miner.observe_positives(*positives)
@@ -260,19 +282,19 @@ class MinedRetrieval(tasks.Retrieval):
             )
         return tf.cast(candidate_ids, tf.int32)
 
-    def _log_frequency(self, rows, mined, probability):
-        """How probable each candidate is in the batch, in logs: float32 [given + mined]."""
-        counted = self.frequencies.log_frequency(tf.maximum(tf.concat([rows, mined], axis=0), 0))
+    def _log_frequency(self, rows, num_given, probability):
+        """How probable each candidate, given ones first, is in the batch, in logs: float32 [rows]."""
+        counted = self.frequencies.log_frequency(tf.maximum(rows, 0))
         unseen = -tf.math.log(self.frequencies.total + float(self.corpus.size))
-        counted = tf.where(tf.concat([rows, mined], axis=0) < 0, unseen, counted)
+        counted = tf.where(rows < 0, unseen, counted)
         if probability is None:
             return counted
-        stated = tf.math.log(tf.cast(tf.reshape(probability, [-1]), tf.float32))
+        stated = tf.math.log(probability)
         # A target has one frequency, whether it was given or mined.
-        match = mined[:, None] == rows[None]
+        match = rows[num_given:, None] == rows[None, :num_given]
         place = tf.argmax(tf.cast(match, tf.int32), axis=1)
         found = tf.reduce_any(match, axis=1)
-        rest = tf.where(found, tf.gather(stated, place), counted[tf.size(rows) :])
+        rest = tf.where(found, tf.gather(stated, place), counted[num_given:])
         return tf.concat([stated, rest], axis=0)
 
     # Saving.
@@ -308,6 +330,13 @@ class MinedRetrieval(tasks.Retrieval):
         for name in ("batch_metrics", "loss_metrics"):
             config[name] = [deserialize(each) for each in config[name]]
         return cls(**config | {"corpus": corpus})
+
+
+def _numbers(identifiers):
+    """Identifiers as numbers, which compare twenty times as fast as strings: int64, of their shape."""
+    if identifiers.dtype == tf.string:
+        return tf.strings.to_hash_bucket_fast(identifiers, 2**62)
+    return tf.cast(identifiers, tf.int64)
 
 
 def _hardest(logits, labels, number):
