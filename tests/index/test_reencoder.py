@@ -72,23 +72,23 @@ def test_lazy_form_predicts_what_the_full_form_does(rows):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_errors_of_predictions_do_not_add_up_over_refreshes(rows, form):
-    # On the unit sphere, where what a regression cannot foresee moves rows as far as what it can.
+def test_predictions_for_encodings_of_norm_one_stay_there(rows, form):
     unit = rows / 1.5
     index = make(unit, form=form)
 
     def moved():
-        for table in moving(unit, 12, size=0.2, noise=0.15):
+        for table in moving(unit, 6):
             yield table / np.linalg.norm(table, axis=1, keepdims=True)
 
     last = follow(index, moved())
-    others = np.flatnonzero(index.reencoder.written.numpy()[:SIZE] < 0)
-    features = np.concatenate([unit, np.ones([SIZE, 1])], axis=1)
-    best = features @ np.linalg.lstsq(features, last, rcond=None)[0]
-    of_best = np.mean(np.sum((best - last)[others] ** 2, axis=1))
-    static = np.mean(np.sum((unit - last)[others] ** 2, axis=1))
-    assert of_best < 0.7 * static
-    assert error(index, last)[others].mean() < 1.2 * of_best
+    static = np.mean(np.sum((unit - last) ** 2, axis=1))
+    assert error(index, last).mean() < 0.1 * static
+    norms = np.linalg.norm(index.read(everything), axis=1)
+    # The lazy form keeps them there on the average, and one by one once it is repaired.
+    assert abs(norms.mean() - 1.0) < 0.05
+    assert form == "lazy" or np.abs(norms - 1.0).max() < 1e-3
+    index.repair()
+    np.testing.assert_allclose(np.linalg.norm(index.read(everything), axis=1), 1.0, atol=1e-3)
 
 
 def test_lazy_correction_stores_nothing_but_what_was_written(rows):
@@ -349,7 +349,7 @@ def test_landmarks_are_replaced_little_by_little_by_rows_that_are_held(rows, lan
         before = index.landmarks.numpy()
         correct(rows[np.maximum(before, 0)])
         now = index.landmarks.numpy()
-        assert 0 <= np.sum(before != now) <= max(1, len(now) // 2)
+        assert 0 <= np.sum(before != now) <= max(1, len(now) // 16)
         assert len(np.unique(now)) == len(now)
         seen |= set(now[before != now].tolist())
     assert min(seen) >= 300 and len(seen) > 40
@@ -409,15 +409,13 @@ def test_reported_error_is_that_of_what_is_written_back(rows, form):
 
 
 def test_rows_written_often_do_not_hide_those_that_are_not(rows):
-    # So few landmarks that most rows are never one.
-    index = make(rows, num_landmarks=8)
+    index = make(rows)
     often, seldom = np.arange(100, dtype=np.int32), np.arange(100, 130, dtype=np.int32)
     for _ in range(20):
         index.write(often, rows[often])
         index.correct(index.read(index.landmarks))
     index.write(seldom, 2 * rows[seldom])
-    # Nearly all but the hundred are as old as the thirty, and off by a quarter of their squared norm as
-    # these.
+    # All but the hundred are as old as the thirty, and off by a quarter of their squared norm as these.
     found = index.staleness()
     assert found["relative_error"] == pytest.approx(0.25 * (1 - 100 / SIZE), rel=0.3)
     assert 0.0 < found["largest_relative_error"] <= 0.25 + 1e-6

@@ -105,8 +105,8 @@ class DynamicIndex(tf.Module):
                 pass over all rows begins to cost more than it gains.
             landmarks: how rows to be encoded again are chosen: "uniform"; "spread", far from those
                 there are, as k-means++ seeds; "use", of those written back lately; "mixed" (default),
-                a third each. Half of them are replaced at each refresh.
-            num_landmarks: int, how many; default 16 (dim + 1), several times the features of the
+                a third each. They are replaced little by little, a sixteenth at each refresh.
+            num_landmarks: int, how many; default 8 (dim + 1), several times the features of the
                 regression, and at most `capacity`.
             refresh_every: int, write-backs between refreshes (see `due`); default: chosen from how far
                 the landmarks move: about a tenth of an encoding's norm from one to the next, or ten.
@@ -209,13 +209,14 @@ class DynamicIndex(tf.Module):
             raise ValueError(
                 f"rows and embeddings must agree. Received: {len(rows)} rows, {number} embeddings"
             )
-        checks.finite("embeddings", embeddings, self.tree.rows.dtype)
+        on_sphere = checks.finite("embeddings", embeddings, self.tree.rows.dtype)
         try:
             layout.build(self.tree, rows, embeddings, progress)
             self._settle(progress)
         except BaseException:
             self.tree.clear()  # half an index is none, also when it was interrupted
             raise
+        self.reencoder.on_sphere.assign(on_sphere)
         chosen = np.random.default_rng(self.seed).permutation(number)[: self.num_landmarks]
         self.reencoder.start(rows[chosen])
 
@@ -231,8 +232,9 @@ class DynamicIndex(tf.Module):
         Raises:
             ValueError: an argument is not as described; nothing was changed.
         """
-        rows, embeddings = self._rows_and_vectors(rows, embeddings)
+        rows, embeddings, on_sphere = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, True)
+        self.reencoder.on_sphere.assign(self.reencoder.on_sphere & on_sphere)
         for block, vectors in _blocks(rows, embeddings):
             self._write_block(block, vectors)
         self._refresh(self._groups_of(rows))
@@ -248,8 +250,9 @@ class DynamicIndex(tf.Module):
         Raises:
             ValueError: an argument is not as described; nothing was changed.
         """
-        rows, embeddings = self._rows_and_vectors(rows, embeddings)
+        rows, embeddings, on_sphere = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, False)
+        self.reencoder.on_sphere.assign(self.reencoder.on_sphere & on_sphere)
         for block, vectors in _blocks(rows, embeddings):
             self._stamp(block)
             vectors = self._stored(vectors)
@@ -748,8 +751,7 @@ class DynamicIndex(tf.Module):
                 "rows and embeddings must agree; nothing was changed. "
                 f"Received: {len(rows)} rows, {len(embeddings)} embeddings"
             )
-        checks.finite("embeddings", embeddings, self.tree.rows.dtype)
-        return rows, embeddings
+        return rows, embeddings, checks.finite("embeddings", embeddings, self.tree.rows.dtype)
 
     def _must_hold(self, rows, held):
         found = self.tree.contains(tf.constant(rows)).numpy()

@@ -15,8 +15,8 @@ KERNELS = ("linear", "rbf", "linear+rbf")
 FORMS = ("full", "lazy")
 LANDMARKS = ("uniform", "spread", "use", "mixed")
 _LAZY_FROM = 250_000  # rows from which on a pass over all of them costs more than what it corrects
-_PER_FEATURE = 16  # landmarks for each feature of the regression: with fewer it fits noise
-_RENEWED = 2  # one landmark in so many is replaced at a refresh: the others tell how far rows moved
+_PER_FEATURE = 8  # landmarks for each feature of the regression: with fewer it fits noise
+_RENEWED = 16  # one landmark in so many is replaced at a refresh
 _CANDIDATES = 8  # rows that are looked at for each new landmark
 _RECENT = 16_384  # rows last written that are remembered
 _LONG_AGO = -(2**30)  # when rows that were never written were written
@@ -66,6 +66,8 @@ class Reencoder(tf.Module):
             return tf.Variable(value, trainable=False, name=name)
 
         self.landmarks = state(tf.fill([num_landmarks], NEVER), "landmarks")
+        # Whether all rows were of norm 1 when they were given: then predictions are held there.
+        self.on_sphere = state(False, "on_sphere")
         # Time is counted in write-backs: when each row was last written, and all were last corrected.
         self.clock = state(0, "clock")
         self.corrected = state(0, "corrected")
@@ -225,10 +227,8 @@ class Reencoder(tf.Module):
         if self.form == "full":
             self._move_rows(matrix, rbf)
         else:
-            self._move_map(matrix)
-        # A new landmark holds a prediction: what that is off by is no movement of this time.
-        exact = known & (self._written(self.landmarks) == self.corrected)
-        self._adapt(before, after, exact)
+            self._move_map(matrix, before)
+        self._adapt(before, after, behind)
         for measured in (self.by_group, self.by_age):
             measured.assign(_MEMORY * measured)
         self.write(tf.where(known, self.landmarks, NEVER), after)
@@ -260,10 +260,10 @@ class Reencoder(tf.Module):
         self._map_rows(moved)
         self.tree.mark_all()
 
-    def _move_map(self, matrix):
+    def _move_map(self, matrix, landmarks):
         """Lets the map move all rows, and writes those anew that were written since the last time."""
         old = self.map
-        new = affine.followed_by(old, matrix)
+        new = affine.scaled(affine.followed_by(old, matrix), self._to_sphere(landmarks, matrix))
         ids = distinct(self.recent)
         behind = self._share_behind(ids)[:, None]
         there = affine.forward(old, self.tree.read(ids))
@@ -286,6 +286,13 @@ class Reencoder(tf.Module):
         do_if(sound, follow)
         do_if(~sound, start_again)
 
+    def _to_sphere(self, landmarks, matrix):
+        """What brings the landmarks, once moved, back to norm 1 on the average; 1 if off the sphere."""
+        known = tf.cast(tf.reduce_any(landmarks != 0.0, axis=1), tf.float32)
+        norms = tf.norm(regression.apply_change(landmarks, matrix), axis=1)
+        mean = tf.reduce_sum(norms * known) / tf.maximum(tf.reduce_sum(known), 1.0)
+        return tf.where(self.on_sphere & (mean > 1e-6), 1.0 / tf.maximum(mean, 1e-6), 1.0)
+
     def fold(self):
         """Lets every row store what it stands for; the map starts again from nothing."""
         # A SavedModel traces this in either form.
@@ -303,26 +310,28 @@ class Reencoder(tf.Module):
         """Replaces all rows, block by block, so that memory for float32 copies does not grow."""
         # Read once: a variable that was scattered into is copied whenever it is read.
         rows, ids = self.tree.rows.read_value(), self.tree.ids.read_value()
-        total, parts = rows.shape[0], []
+        total = rows.shape[0]
         block = max(_BLOCK, -(-total // _BLOCKS))
+        ones, parts = tf.ones([self.tree.dim, 1]), []
         for start in range(0, total, block):
             mine = ids[start : start + block]
             after = moved(tf.cast(rows[start : start + block], tf.float32), mine)
+            squares = tf.matmul(after**2, ones)
+            shrink = tf.where(self.on_sphere, tf.math.rsqrt(tf.maximum(squares, 1e-12)), 1.0)
             # Emptied slots stay zero: moved again and again, nothing would keep what they held finite.
-            after = tf.where((mine != NEVER)[:, None], after, 0.0)
+            after = tf.where((mine != NEVER)[:, None], after * shrink, 0.0)
             parts.append(tf.cast(after, rows.dtype))
         self.tree.rows.assign(tf.concat(parts, axis=0))
 
-    def _adapt(self, before, after, exact):
+    def _adapt(self, before, after, behind):
         """Chooses the time to the next refresh, so that about as much moves until then as is wanted."""
         if self.refresh_every:
             return
-        exact = tf.cast(exact, tf.float32)
-        change = tf.reduce_sum(tf.reduce_sum((after - before) ** 2, axis=1) * exact)
-        size = tf.reduce_sum(tf.reduce_sum(after**2, axis=1) * exact)
+        held = tf.cast(behind >= 1.0, tf.float32)
+        change = tf.reduce_sum(tf.reduce_sum((after - before) ** 2, axis=1) * held)
+        size = tf.reduce_sum(tf.reduce_sum(after**2, axis=1) * held)
         wanted = tf.sqrt(_MOVEMENT * size / tf.maximum(change, 1e-12))
-        told = (size > 0.0) & tf.math.is_finite(wanted)
-        factor = tf.where(told, tf.clip_by_value(wanted, 0.5, 2.0), 1.0)
+        factor = tf.where(tf.math.is_finite(wanted), tf.clip_by_value(wanted, 0.5, 2.0), 1.0)
         self.period.assign(tf.clip_by_value(self.period * factor, _SHORTEST, _LONGEST))
 
     # Landmarks.
@@ -339,7 +348,7 @@ class Reencoder(tf.Module):
         )
 
     def _renew(self):
-        """Replaces half of the landmarks, in turn, so that all of the corpus is looked at in time."""
+        """Replaces a few of the landmarks, in turn, so that all of the corpus is looked at in time."""
         number = max(1, self.num_landmarks // _RENEWED)
         place = (self.refreshes * number + tf.range(number)) % self.num_landmarks
         seeds = tf.random.split(tf.stack([self.seed + 3, self.refreshes]), 4, alg="philox")
@@ -413,6 +422,7 @@ class Reencoder(tf.Module):
         for variable in (self.moment, self.target, self.by_group, self.by_age, self.lurch, self.jumps):
             variable.assign(tf.zeros_like(variable))
         self.corrected.assign(self.clock)
+        self.on_sphere.assign(False)
         if self.form == "lazy":
             self._set_map(affine.identity(self.tree.dim))
 
