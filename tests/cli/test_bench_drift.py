@@ -9,6 +9,7 @@ import tensorflow as tf
 from tests.reference import clustered, exact_softmax
 from tf_dynidx.cli.bench import drift
 from tf_dynidx.cli.main import main
+from tf_dynidx.index import DynamicIndex
 
 WORDS = ["red", "green", "blue", "small", "large", "round", "flat", "old", "new", "soft", "hard", "wet"]
 
@@ -79,9 +80,11 @@ def test_follower_writes_its_share_back():
     encodings = clustered(rng, 600, 8)
     moved = (2.0 * encodings).astype(np.float32)
     rows = np.arange(400, dtype=np.int32)
+    built = DynamicIndex(8, 600)
+    built.build(encodings)
     share = {}
     for rate in (0.0, 0.1, 1.0):
-        follower = drift.Follower("one", encodings, rate, False, seed=0)
+        follower = drift.Follower("one", built, rate, False, seed=0)
         follower.follow(rows, moved[rows], None)
         found = follower.index.read(tf.range(600)).numpy()
         share[rate] = np.mean(np.abs(found - moved).max(axis=1)[:400] < 1e-5)

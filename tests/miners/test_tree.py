@@ -41,7 +41,7 @@ def test_refresh_encodes_landmarks_and_carries_their_movement_over(refresh_every
     before = error(world, others)
     for step in range(refresh_every):
         assert error(world, others) == pytest.approx(before), step
-        world.miner.observe(tf.constant([0]), tf.gather(world.table, [0]))
+        world.miner.observe(tf.constant(landmarks[:1]), tf.gather(world.table, landmarks[:1]))
     np.testing.assert_allclose(held(world)[landmarks], world.table.numpy()[landmarks], atol=1e-6)
     assert error(world, others) < 0.3 * before
 

@@ -83,20 +83,23 @@ class Follower:
         index: `DynamicIndex`.
     """
 
-    def __init__(self, name, encodings, rate, nystrom, seed, **options):
-        """Builds the index.
+    def __init__(self, name, built, rate, nystrom, seed, **options):
+        """Takes over what another index was built as.
 
         Args:
             name: str.
-            encodings: float32 [targets, dim].
+            built: `DynamicIndex`, of the same seed.
             rate: float, share of what a step has encoded that is written back.
             nystrom: bool, whether landmarks are encoded again and their change carried over.
             seed: int.
             **options: of `DynamicIndex`.
         """
         self.name, self.rate, self.nystrom = name, rate, nystrom
-        self.index = DynamicIndex(encodings.shape[1], len(encodings), seed=seed, **options)
-        self.index.build(encodings)
+        self.index = DynamicIndex(built.dim, built.capacity, seed=seed, **options)
+        for mine, theirs in zip(self.index.tree.variables, built.tree.variables, strict=True):
+            mine.assign(theirs)
+        self.index.landmarks.assign(built.landmarks)
+        self.index.reencoder.on_sphere.assign(built.reencoder.on_sphere)
         self._rng = np.random.default_rng([seed, 9])
         self._write = tf.function(self.index.write, autograph=False)
         self._correct = tf.function(self.index.correct, autograph=False)
@@ -119,9 +122,11 @@ class Follower:
 
 def followers(encodings, seed):
     """One `Follower` for each way to keep an index true."""
+    built = DynamicIndex(encodings.shape[1], len(encodings), seed=seed)
+    built.build(encodings)
 
     def follower(name, rate, nystrom, **options):
-        return Follower(name, encodings, rate, nystrom, seed, **options)
+        return Follower(name, built, rate, nystrom, seed, **options)
 
     yield follower("static", 0.0, False)
     for form in ("full", "lazy"):
