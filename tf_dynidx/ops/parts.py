@@ -34,10 +34,12 @@ def in_parts(lengths, width, size, work, outputs):
     lists = lengths.shape[0]
     if lists is None:
         lists = tf.shape(lengths)[0]
+        size = tf.clip_by_value(lists * width, 1, size)
     else:
         size = min(size, lists * width)
     ends = tf.cumsum(lengths)
     parts = -(-(lists * width) // size)
+    static = None if tf.is_tensor(size) else size
 
     def take_part(part, tables):
         entry = part * size + tf.range(size)
@@ -47,12 +49,13 @@ def in_parts(lengths, width, size, work, outputs):
         return part + 1, [table.write(part, value) for table, value in zip(tables, made, strict=True)]
 
     _, tables = tf.while_loop(
-        lambda part, _: part * size < ends[-1],
+        # One part at least, so that there is something to join.
+        lambda part, _: (part == 0) | (part * size < ends[-1]),
         take_part,
         (
             tf.constant(0),
             [
-                tf.TensorArray(dtype, size=parts, element_shape=[size, *shape])
+                tf.TensorArray(dtype, size=parts, element_shape=[static, *shape])
                 for dtype, shape in outputs
             ],
         ),
