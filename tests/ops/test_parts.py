@@ -40,8 +40,8 @@ def test_parts_are_the_same_in_a_graph_whose_batch_is_free(size, jit_compile):
     def run(lengths):
         return in_parts(lengths, 9, size, named, OUTPUTS)
 
-    for lengths in ([3, 0, 9, 1, 0], [0, 0], [5]):
-        assert_each_entry_is_its_own(run(tf.constant(lengths)), lengths)
+    for lengths in ([3, 0, 9, 1, 0], [0, 0], [5], []):
+        assert_each_entry_is_its_own(run(tf.constant(lengths, tf.int32)), lengths)
 
 
 def test_no_more_is_worked_on_than_there_is():

@@ -33,36 +33,44 @@ def in_parts(lengths, width, size, work, outputs):
     """
     lists = lengths.shape[0]
     if lists is None:
+        # Few entries of a batch of any size are not worked on as many; what is made is filled up.
         lists = tf.shape(lengths)[0]
-        size = tf.clip_by_value(lists * width, 1, size)
+        used = tf.clip_by_value(lists * width, 1, size)
     else:
-        size = min(size, lists * width)
+        used = size = max(1, min(size, lists * width))
     ends = tf.cumsum(lengths)
-    parts = -(-(lists * width) // size)
-    static = None if tf.is_tensor(size) else size
+    total = tf.reduce_sum(lengths)
+    parts = -(-(lists * width) // used)
+
+    def filled_up(value, shape):
+        if tf.is_tensor(used):
+            value = tf.pad(value, [[0, size - used], *[[0, 0]] * len(shape)])
+        return tf.ensure_shape(value, [size, *shape])
 
     def take_part(part, tables):
-        entry = part * size + tf.range(size)
+        entry = part * used + tf.range(used)
         owner = tf.minimum(tf.searchsorted(ends, entry, side="right"), lists - 1)
         place = tf.minimum(entry - tf.gather(ends - lengths, owner), width - 1)
         made = work(owner, place, part)
-        return part + 1, [table.write(part, value) for table, value in zip(tables, made, strict=True)]
+        return part + 1, [
+            table.write(part, filled_up(value, shape))
+            for table, value, (_, shape) in zip(tables, made, outputs, strict=True)
+        ]
 
     _, tables = tf.while_loop(
-        # One part at least, so that there is something to join.
-        lambda part, _: (part == 0) | (part * size < ends[-1]),
+        lambda part, _: part * used < total,
         take_part,
         (
             tf.constant(0),
             [
-                tf.TensorArray(dtype, size=parts, element_shape=[static, *shape])
+                tf.TensorArray(dtype, size=parts, element_shape=[size, *shape])
                 for dtype, shape in outputs
             ],
         ),
         parallel_iterations=1,
     )
-    where = (ends - lengths)[:, None] + tf.range(width)
-    where = tf.minimum(where, parts * size - 1)
+    where = tf.minimum((ends - lengths)[:, None] + tf.range(width), parts * used - 1)
+    where = where // used * size + where % used
     return tuple(
         tf.gather(tf.reshape(table.stack(), [parts * size, *shape]), where)
         for table, (_, shape) in zip(tables, outputs, strict=True)
