@@ -140,7 +140,7 @@ def _best_keys(levels, rows, ids, queries, k, shape, exclude, scales, rises, tog
             return (along + tf.gather(norms, owner) * rising,)
 
         number = tf.fill([tf.shape(opened)[0]], opened.shape[1])
-        nodes = tf.reshape(children(opened, shape.fanout), [-1, opened.shape[1] * shape.fanout])
+        nodes = _neighbours(opened, shape.fanout)
         (best_in,) = of_children(
             opened, number, shape.fanout, level.moments.shape[1], expected, [tf.float32]
         )
@@ -179,7 +179,7 @@ def _best_keys(levels, rows, ids, queries, k, shape, exclude, scales, rises, tog
 
 def _neighbours(groups, size):
     """int32 [queries, groups * size], what is in each of groups of so many neighbours."""
-    return tf.reshape(groups[:, :, None] * size + tf.range(size), [-1, groups.shape[1] * size])
+    return tf.reshape(children(groups, size), [-1, groups.shape[1] * size])
 
 
 def _read_one_by_one(table, groups, size):
