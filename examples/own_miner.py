@@ -14,21 +14,22 @@ class Recent(tdx.miners.Miner):
         self.memory = memory
 
     def make_state(self, corpus, encode_corpus):
-        rows = tf.range(self.memory) % corpus.size
+        rows = tf.range(self.memory, dtype=tf.int64) % corpus.size
         self.recent = tf.Variable(rows, trainable=False, name="recent")
 
     def mine(self, queries, beta, positives):
         shape = [tf.shape(queries)[0], self.num_negatives]
         seed = self.next_seed()
         places = tf.random.stateless_uniform(shape, seed, 0, self.memory, tf.int32, alg="philox")
-        return tf.gather(self.recent, places), None
+        return tf.cast(tf.gather(self.recent, places), tf.int32), None
 
     def log_prob(self, rows, queries, beta, positives, drawn):
-        times = tf.math.count_nonzero(rows[:, None] == self.recent, axis=1, dtype=tf.float32)
+        same = tf.cast(rows, tf.int64)[:, None] == self.recent
+        times = tf.math.count_nonzero(same, axis=1, dtype=tf.float32)
         return tf.math.log(times / self.memory)[None]
 
     def observe_positives(self, rows, weights):
-        rows = tf.where(weights > 0, rows, self.recent[-1])
+        rows = tf.where(weights > 0, tf.cast(rows, tf.int64), self.recent[-1])
         self.recent.assign(tf.concat([rows, self.recent], axis=0)[: self.memory])
 
     def get_config(self):

@@ -11,7 +11,8 @@ _WITHOUT_KERAS = [
     *("index", "ops", "miners", "server"),
     *("test_identifiers.py", "test_indexes.py", "test_refresh.py", "test_retrieval.py"),
     "test_writing.py",
-    *("test_bench_drift.py", "test_bench_index.py", "test_bench_memory.py", "test_bench_serve.py"),
+    *("test_bench_drift.py", "test_bench_index.py", "test_bench_memory.py", "test_bench_placement.py"),
+    "test_bench_serve.py",
     *("test_compare.py", "test_compare_process.py", "test_data.py", "test_demo.py"),
     "test_docstrings.py",
 ]

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tf_dynidx.index import checks
+from tf_dynidx.index.placement import PLACEMENTS, kept, where_kept
 
 
 class TargetCorpus:
@@ -23,10 +24,15 @@ class TargetCorpus:
             Without it the file is small, and the corpus is handed in again when it is loaded:
             `keras.models.load_model(path, custom_objects={"corpus": corpus})`. Files of weights and
             checkpoints never hold the corpus.
+        placement: where what grows with the corpus is kept: its features, how often each target was
+            a positive, and the index of `miners.Tree`. "device" (default): where the model is made.
+            "host": in the memory of the host, so that of all targets an accelerator sees the features
+            and encodings of those alone that a step has mined. Mining then takes the host's time,
+            and no XLA. The tables of other miners stay on the device.
 
     Raises:
-        ValueError: there are no targets, the leading axes differ, or identifiers are not one for each
-            target, distinct, strings or integers.
+        ValueError: there are no targets, the leading axes differ, identifiers are not one for each
+            target, distinct, strings or integers, or the placement is none.
 
     Example:
 
@@ -35,8 +41,13 @@ class TargetCorpus:
     array([1], dtype=int32)
     """
 
-    def __init__(self, features, identifiers=None, saved=True):
-        self.features = tf.nest.map_structure(tf.convert_to_tensor, _as_structure(features))
+    def __init__(self, features, identifiers=None, saved=True, placement="device"):
+        checks.one_of("placement", placement, PLACEMENTS)
+        self.placement = placement
+        with kept(placement):
+            # A tensor may be elsewhere so far.
+            copy = tf.identity if placement == "host" else tf.convert_to_tensor
+            self.features = tf.nest.map_structure(copy, _as_structure(features))
         flat = tf.nest.flatten(self.features)
         shapes = [tuple(tensor.shape) for tensor in flat]
         if not flat or any(len(shape) == 0 for shape in shapes):
@@ -59,6 +70,7 @@ class TargetCorpus:
     def __len__(self):
         return self.size
 
+    @where_kept
     def gather(self, rows):
         """The features of the given rows, int [rows], in the structure of `features`."""
         self.check_filled()
@@ -100,6 +112,7 @@ class TargetCorpus:
             "features": _described(self.features),
             "strings": self.identifiers.dtype.kind == "U",
             "saved": self.saved,
+            "placement": self.placement,
         }
 
     @classmethod
@@ -107,6 +120,7 @@ class TargetCorpus:
         """A corpus like the one described, without content until `read` fills it."""
         corpus = cls.__new__(cls)
         corpus.size, corpus.saved = config["size"], config["saved"]
+        corpus.placement = config["placement"]
         corpus.features = corpus.identifiers = corpus._rows = None
         corpus._config = config
         return corpus
@@ -158,6 +172,7 @@ class TargetCorpus:
             identifiers = np.array([each.encode() for each in identifiers.tolist()], object)
         _write_array(os.path.join(folder, "identifiers"), identifiers)
 
+    @where_kept
     def read(self, folder):
         """Fills a corpus that `from_config` made with what `write` wrote."""
         arrays = {}

@@ -54,12 +54,14 @@ ARGUMENTS = {
         "capacity": (*COUNT, None, 2**40),
         "num_landmarks": COUNT,
         "seed": SEED,
+        "placement": CHOICE,
         **INDEX,
     },
     "TargetCorpus": {
         "features": (3.0, {}),
         "identifiers": (3, [1.5] * 150, ["a"] * 150, [True] * 150, ["a", "b"]),
         "saved": FLAG,
+        "placement": CHOICE,
     },
     "NegativeMiner": {
         "miner": (*OBJECT, None, Tree),

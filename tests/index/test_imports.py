@@ -7,7 +7,11 @@ import tf_dynidx
 
 ROOT = pathlib.Path(tf_dynidx.__file__).parent
 FILES = sorted([*ROOT.glob("ops/*.py"), *ROOT.glob("index/*.py")])
-ALLOWED = {"math", "typing", "numpy", "tensorflow", "tqdm", "tf_dynidx.ops", "tf_dynidx.index"}
+ALLOWED = {
+    *("contextlib", "functools", "math", "typing"),
+    *("numpy", "tensorflow", "tqdm"),
+    *("tf_dynidx.ops", "tf_dynidx.index"),
+}
 
 
 def imported_modules(tree):

@@ -281,6 +281,13 @@ def test_encodings_are_counted(name):
 # State
 
 
+@pytest.mark.parametrize("name", MINERS)
+def test_state_can_be_on_an_accelerator(name):
+    """TensorFlow keeps variables of int32 on the host, where a step that XLA compiles has none."""
+    miner = World(MINERS[name]()).miner
+    assert [variable.name for variable in miner.variables if variable.dtype == tf.int32] == []
+
+
 def stepped(world, steps):
     """The rows of some more steps, and the log probabilities of the candidates."""
     step = tf.function(world.step)

@@ -28,11 +28,11 @@ def functional_tower(dropout=0.0):
     return keras.Model(features, keras.layers.UnitNormalization()(keras.layers.Dense(DIM)(inner)))
 
 
-def make(miner=None, towers=None, seed=0, identifiers=None, options=None, saved=True, **compiled):
+def make(miner=None, towers=None, seed=0, identifiers=None, options=None, corpus=None, **compiled):
     """A compiled model, the same for the same seed."""
     keras.utils.set_random_seed(seed)
     query, target = towers() if towers else (functional_tower(), functional_tower())
-    corpus = TargetCorpus(TARGET_FEATURES, identifiers, saved)
+    corpus = TargetCorpus(TARGET_FEATURES, identifiers, **(corpus or {}))
     options = {"temperature": TEMPERATURE} | (options or {})
     model = DualEncoder(query, target, corpus, miner or InBatch(), **options)
     compiled = {"optimizer": keras.optimizers.Adam(0.02), "jit_compile": False} | compiled

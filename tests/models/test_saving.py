@@ -155,7 +155,7 @@ def test_corpus_is_written_and_read(features, identifiers, tmp_path):
 
 
 def test_corpus_may_stay_out_of_the_file(tmp_path):
-    model = make(Uniform(), saved=False)
+    model = make(Uniform(), corpus={"saved": False})
     model.fit(batches().take(1), verbose=0)
     model.save(tmp_path / "model.keras")
     alone = keras.models.load_model(tmp_path / "model.keras")

@@ -345,6 +345,24 @@ def _add_bench(commands):
     _add_seed_and_report(memory)
     memory.set_defaults(run=_run_bench_memory)
 
+    placement = subjects.add_parser(
+        "placement",
+        help="what an accelerator must hold to train beside many targets",
+        description="Trains small towers on generated data, with a negative cache over all targets and "
+        "with the tree, its index and the corpus on the accelerator or on the host; compares what each "
+        "holds where, and the recall. Without a GPU a second logical CPU stands in for it.",
+    )
+    for name, default, what in (
+        ("rows", 1_000_000, "targets"),
+        ("steps", 200, "steps of each training"),
+        ("batch", 512, "queries a step"),
+    ):
+        placement.add_argument(
+            f"--{name}", type=positive_int, default=default, help=f"{what} (default {default})"
+        )
+    _add_seed_and_report(placement)
+    placement.set_defaults(run=_run_bench_placement)
+
     tfrs = subjects.add_parser(
         "tfrs",
         help="the task and the top-k layer beside those of TensorFlow Recommenders",
@@ -577,6 +595,16 @@ def _run_bench_memory(options) -> int:
     names = ("batch", "negatives", "chunk", "width", "depth", "seed", "report")
     settings = memory.Settings(**{name: getattr(options, name) for name in names})
     return memory.bench_memory(settings)
+
+
+def _run_bench_placement(options) -> int:
+    _check_report(options)
+    import_tensorflow()
+    from tf_dynidx.cli.bench import placement
+
+    names = ("rows", "steps", "batch", "seed", "report")
+    settings = placement.Settings(**{name: getattr(options, name) for name in names})
+    return placement.bench_placement(settings)
 
 
 def _run_bench_tfrs(options) -> int:

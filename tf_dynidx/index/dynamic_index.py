@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from tf_dynidx.index import build as layout
 from tf_dynidx.index import checks, inspection, reencoder
+from tf_dynidx.index.integers import Integers
+from tf_dynidx.index.placement import PLACEMENTS, check_for_variables, kept, where_kept
 from tf_dynidx.index.reencoder import Reencoder
 from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEAF_SIZE, Tree
 from tf_dynidx.ops import chains, draws, frontier
@@ -85,6 +87,7 @@ class DynamicIndex(tf.Module):
         landmarks="mixed",
         num_landmarks=None,
         refresh_every=None,
+        placement="device",
         name=None,
     ):
         """Makes an empty index.
@@ -110,6 +113,11 @@ class DynamicIndex(tf.Module):
                 regression, and at most `capacity`.
             refresh_every: int, write-backs between refreshes (see `due`); default: chosen from how far
                 the landmarks move: about a tenth of an encoding's norm from one to the next, or ten.
+            placement: "device" (default): wherever it is made, as any variable. "host": in the memory
+                of the host, where it is also asked and kept true, whatever device the caller is on;
+                what is drawn or read is copied there. For an accelerator that has better use for its
+                memory. Not in what XLA compiles, which is for one device, nor in the scope of a
+                strategy of `tf.distribute`.
             name: name of the module.
 
         Raises:
@@ -123,7 +131,9 @@ class DynamicIndex(tf.Module):
             raise ValueError(f"capacity is at most 2**29. Received: capacity={capacity}")
         row_dtype = checks.row_dtype("dtype", dtype)
         self.seed = checks.seed(seed)
-        self.tree = Tree(self.dim, self.capacity, row_dtype)
+        checks.one_of("placement", placement, PLACEMENTS)
+        check_for_variables(placement)
+        self.placement = placement
         if num_landmarks is None:
             num_landmarks = reencoder.default_landmarks(self.dim, self.capacity)
         num_landmarks = checks.positive_int("num_landmarks", num_landmarks)
@@ -134,11 +144,13 @@ class DynamicIndex(tf.Module):
             )
         reencoder.check_options(kernel, form, landmarks, refresh_every)
         form = reencoder.resolved_form(form, kernel, self.capacity)
-        self.reencoder = Reencoder(
-            self.tree, self.seed, kernel, form, landmarks, num_landmarks, refresh_every
-        )
-        self._calls = tf.Variable(0, trainable=False, name="calls")
-        self._upkeep = tf.Variable(0, trainable=False, name="upkeep")
+        with kept(placement):
+            self.tree = Tree(self.dim, self.capacity, row_dtype)
+            self.reencoder = Reencoder(
+                self.tree, self.seed, kernel, form, landmarks, num_landmarks, refresh_every
+            )
+            self._calls = Integers(0, "calls")
+            self._upkeep = Integers(0, "upkeep")
         self._sample = _compiled(self.draw)
         self._search = _compiled(self._top_k)
         self._bounds = _compiled(self._certify)
@@ -173,6 +185,7 @@ class DynamicIndex(tf.Module):
 
     # Filling and changing.
 
+    @where_kept
     def build(self, embeddings, rows=None, progress=False):
         """Fills the empty index.
 
@@ -220,6 +233,7 @@ class DynamicIndex(tf.Module):
         chosen = np.random.default_rng(self.seed).permutation(number)[: self.num_landmarks]
         self.reencoder.start(rows[chosen])
 
+    @where_kept
     def update(self, rows, embeddings):
         """Overwrites rows that the index holds, and refreshes the statistics above them.
 
@@ -240,6 +254,7 @@ class DynamicIndex(tf.Module):
         self._refresh(self._groups_of(rows))
         self._refresh_above()
 
+    @where_kept
     def insert(self, rows, embeddings):
         """Adds rows that the index does not hold, each to the nearest leaf that has room.
 
@@ -264,6 +279,7 @@ class DynamicIndex(tf.Module):
                 self._make_room()
                 self._refresh_above()
 
+    @where_kept
     def remove(self, rows):
         """Takes rows out; their ids are free for `insert`.
 
@@ -281,11 +297,13 @@ class DynamicIndex(tf.Module):
         self._refresh(groups)
         self._refresh_above()
 
+    @where_kept
     def reset(self):
         """Empties the index."""
         self.tree.clear()
         self.reencoder.clear()
 
+    @where_kept
     def repair(self, progress=False):
         """Puts every row that was overwritten since the last time where it belongs now.
 
@@ -313,6 +331,7 @@ class DynamicIndex(tf.Module):
 
     # Asking.
 
+    @where_kept
     def sample(self, queries, num_samples, beta, exclude=None, method="importance", seed=None):
         """Draws rows from the softmax over all rows, for each query.
 
@@ -371,6 +390,7 @@ class DynamicIndex(tf.Module):
             log_prob=tf.where(found, sample.log_prob, -float("inf")),
         )
 
+    @where_kept
     def search(self, queries, k, budget=None, exclude=None):
         """Finds the rows with the largest q.y, approximately: members of the leaves nearest to q.
 
@@ -398,6 +418,7 @@ class DynamicIndex(tf.Module):
         shape = self._search_shape(k, budget)
         return self._search(queries, k, shape, exclude)
 
+    @where_kept
     def log_partition(self, queries, beta):
         """Log of the sum of exp(beta q.y) over all rows, estimated and bounded.
 
@@ -452,6 +473,7 @@ class DynamicIndex(tf.Module):
             ValueError: the index is empty, or the encodings are not as described; nothing is changed.
         """
         self._must_not_be_empty()
+        # On the caller's device.
         fresh = checks.vectors("encode(rows)", encode(tf.maximum(self.landmarks, 0)), self.dim)
         if len(fresh) != self.num_landmarks:
             raise ValueError(
@@ -460,6 +482,7 @@ class DynamicIndex(tf.Module):
             )
         self._refresh_once(fresh)
 
+    @where_kept
     def staleness(self, beta=None):
         """How far the index is behind the encoder, from what was written back lately.
 
@@ -503,6 +526,7 @@ class DynamicIndex(tf.Module):
             found["sampling_error"] = math.erf(deviation / 2.0 / math.sqrt(2.0))
         return found
 
+    @where_kept
     def stats(self):
         """What the tree looks like: a dict of plain numbers and lists of them by level; see the keys.
 
@@ -515,6 +539,7 @@ class DynamicIndex(tf.Module):
         """
         return inspection.stats(self)
 
+    @where_kept
     def check(self):
         """Verifies every invariant of the tree, row by row.
 
@@ -536,11 +561,13 @@ class DynamicIndex(tf.Module):
 
     # Inside a training step: no checks, static shapes.
 
+    @where_kept
     def next_seed(self):
         """int32 [2], a seed not used before; two runs with the same seed get the same ones."""
         count = self._calls.assign_add(1)
         return tf.stack([tf.cast(self.seed + 1, tf.int32), tf.cast(count, tf.int32)])
 
+    @where_kept
     def draw(self, queries, beta, exclude, seed, num_samples, method="importance"):
         """`sample`, without checks: for use inside a training step."""
         tree, shape = self.tree, self._sample_shape(num_samples)
@@ -568,6 +595,7 @@ class DynamicIndex(tf.Module):
         log_prob = scores - log_partition[:, None]
         return Sample(ids, scores / beta + shifts[:, None], log_prob, log_partition + beta * shifts)
 
+    @where_kept
     def top_k(self, queries, k, budget=None, exclude=None):
         """`search`, without checks: for use inside a graph.
 
@@ -581,10 +609,12 @@ class DynamicIndex(tf.Module):
         """
         return self._top_k(queries, k, self._search_shape(k, budget), exclude)
 
+    @where_kept
     def read(self, rows):
         """The encodings of rows as the index predicts them: float32 [rows, dim]; anything at no row."""
         return self.reencoder.read(rows)
 
+    @where_kept
     def write(self, rows, embeddings):
         """Writes back encodings, ids that are no row ignored. Statistics follow at the next upkeep.
 
@@ -593,10 +623,17 @@ class DynamicIndex(tf.Module):
         """
         self.reencoder.write(tf.cast(rows, tf.int32), tf.cast(embeddings, tf.float32))
 
+    @where_kept
+    def relative_error(self):
+        """float32 scalar, the `relative_error` of `staleness`."""
+        return self.reencoder.relative_error()[0]
+
+    @where_kept
     def due(self):
         """bool scalar, whether so many write-backs have passed that the landmarks are to be encoded."""
         return self.reencoder.due()
 
+    @where_kept
     def correct(self, fresh):
         """Carries the movement of the landmarks over to every row, by the change regression.
 
@@ -610,6 +647,7 @@ class DynamicIndex(tf.Module):
         """
         self.reencoder.correct(fresh)
 
+    @where_kept
     def upkeep(self):
         """Reroutes one part of the leaves, tidies crowded groups, refreshes all statistics.
 
@@ -644,6 +682,7 @@ class DynamicIndex(tf.Module):
         tree.refresh_above(from_leaves=True)
         self._upkeep.assign_add(1)
 
+    @where_kept
     def _corrected(self, fresh):
         self.correct(fresh)
         self.upkeep()

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from tf_dynidx.index.integers import Integers
 from tf_dynidx.index.tree import FANOUT, GROUP, LEAF_SIZE
 from tf_dynidx.ops.nodes import NEVER
 
@@ -50,7 +51,7 @@ def stats(index):
 def memory(index):
     """See `DynamicIndex.memory`."""
     tree, reencoder = index.tree, index.reencoder
-    others = {id(v) for v in (*tree.variables, reencoder.written)}
+    others = {id(v) for v in (*tree.variables, reencoder.written.variable)}
     parts = {
         "rows": [tree.rows],
         "ids": [tree.ids, tree.slots],
@@ -59,10 +60,14 @@ def memory(index):
         "reencoder": [v for v in reencoder.variables if id(v) not in others],
     }
     sizes = {
-        name: int(sum(np.prod(v.shape) * v.dtype.size for v in variables))
+        name: int(sum(np.prod(v.shape) * _held(v).dtype.size for v in variables))
         for name, variables in parts.items()
     }
     return sizes | {"total": sum(sizes.values())}
+
+
+def _held(state):
+    return state.variable if isinstance(state, Integers) else state
 
 
 def check(index):

@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 
 from tf_dynidx.index import checks
+from tf_dynidx.index.integers import Integers
 from tf_dynidx.index.tree import GROUP
 from tf_dynidx.ops import affine, draws, regression
 from tf_dynidx.ops.in_place import do_if, ids_after
@@ -63,6 +64,9 @@ class Reencoder(tf.Module):
         dim = tree.dim
 
         def state(value, name):
+            value = tf.convert_to_tensor(value)
+            if value.dtype == tf.int32:
+                return Integers(value, name)
             return tf.Variable(value, trainable=False, name=name)
 
         self.landmarks = state(tf.fill([num_landmarks], NEVER), "landmarks")

@@ -4,6 +4,7 @@ import math
 
 import tensorflow as tf
 
+from tf_dynidx.index.integers import Integers
 from tf_dynidx.ops import grouping, nodes, routing
 from tf_dynidx.ops.in_place import do_if
 from tf_dynidx.ops.nodes import NEVER, Level
@@ -54,7 +55,10 @@ class Tree(tf.Module):
         slots = sizes[0] * LEAF_SIZE
 
         def state(shape, dtype, name, fill=0):
-            return tf.Variable(tf.fill(shape, tf.cast(fill, dtype)), trainable=False, name=name)
+            value = tf.fill(shape, tf.cast(fill, dtype))
+            if dtype == tf.int32:
+                return Integers(value, name)
+            return tf.Variable(value, trainable=False, name=name)
 
         self.rows = state([slots, dim], dtype, "rows")
         self.ids = state([slots], tf.int32, "ids", NEVER)

@@ -62,6 +62,8 @@ class NegativeMiner(keras.layers.Layer):
             )
         self.miner, self.corpus, self.target_tower = miner, corpus, target_tower
         self.temperature = checks.positive_float("temperature", temperature)
+        if corpus.placement == "host":
+            self.supports_jit = False  # XLA compiles a step for one device
 
     def prepare(self):
         """Lets the miner make its state: for `Tree`, encodes and indexes all targets. Returns self."""

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tf_dynidx import replicas
 from tf_dynidx.index import checks
+from tf_dynidx.index.integers import Integers
 from tf_dynidx.ops.membership import is_among
 
 _BLOCK = 2048  # targets that a step encodes together
@@ -24,7 +25,7 @@ class Miner(tf.Module):
         num_negatives: int, draws a query.
         num_targets: int, targets of the corpus, once it is built.
         dim: int, the dimension of the encodings, once it is built.
-        full_encodes: how often all targets were encoded at once: int32 variable, once it is built.
+        full_encodes: how often all targets were encoded at once: int64 variable, once it is built.
         rows_encoded: how many target rows the miner has had encoded, repeats and full encodes
             included: int64 variable, once it is built. What a step encodes for its loss is not counted.
     """
@@ -69,8 +70,8 @@ class Miner(tf.Module):
         self.built = True
 
     def _make_variables(self, corpus, encode_rows, encode_corpus):
-        self._calls = tf.Variable(self._first_call, trainable=False, name="calls")
-        self.full_encodes = tf.Variable(0, trainable=False, name="full_encodes")
+        self._calls = Integers(self._first_call, "calls")
+        self.full_encodes = tf.Variable(0, trainable=False, name="full_encodes", dtype=tf.int64)
         self.rows_encoded = tf.Variable(0, trainable=False, name="rows_encoded", dtype=tf.int64)
         # A checkpoint that was restored before fills variables as they are made: then there is
         # nothing to encode.

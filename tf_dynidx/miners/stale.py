@@ -5,6 +5,7 @@ import functools
 import tensorflow as tf
 
 from tf_dynidx.index import checks
+from tf_dynidx.index.integers import Integers
 from tf_dynidx.miners.miner import Miner, softmax_log_prob
 from tf_dynidx.ops import table_draws
 from tf_dynidx.ops.in_place import do_if
@@ -41,7 +42,7 @@ class Stale(Miner):
     def make_state(self, corpus, encode_corpus):
         table = tf.zeros([corpus.size, self.dim])
         self.table = tf.Variable(table, trainable=False, name="table")
-        self.age = tf.Variable(0, trainable=False, name="age")  # steps since it was filled
+        self.age = Integers(0, "age")  # steps since it was filled
         if encode_corpus is not None:
             self.table.assign(encode_corpus())
 

@@ -15,6 +15,8 @@ class Tree(Miner):
     All targets are encoded once, before the first step. From then on the index follows the encoder:
     what a step encodes anyway is written back, and every few steps a few landmarks are encoded again
     and the change regression carries their movement over to all other rows.
+
+    The index is kept where the corpus is: see the `placement` of `TargetCorpus`.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Tree(Miner):
             form=self.form,
             landmarks=self.landmarks,
             refresh_every=self.refresh_every,
+            placement=corpus.placement,
         )
         if encode_corpus is not None:
             self.index.build(encode_corpus())
@@ -78,7 +81,7 @@ class Tree(Miner):
         do_if(self.index.due(), self._refresh)
 
     def logs(self):
-        return {"staleness": self.index.reencoder.relative_error()[0]}
+        return {"staleness": self.index.relative_error()}
 
     def look(self):
         """Warns, once, when the encoder has jumped."""

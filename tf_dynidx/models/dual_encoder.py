@@ -184,9 +184,9 @@ class DualEncoder(keras.Model):
                 initializer=keras.initializers.Constant(-math.log(self.temperature)),
                 constraint=_clip_log_beta,
             )
-        self.frequencies = PositiveFrequencies(corpus.size)
+        self.frequencies = PositiveFrequencies(corpus.size, corpus.placement)
         with replicas.copied():
-            self.step = tf.Variable(0, trainable=False, name="step")
+            self.step = tf.Variable(0, trainable=False, name="step", dtype=tf.int64)
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self._encode_block = tf.function(self.encode_rows, autograph=False)
         self._random_states = saving.RandomStates(query_tower, target_tower)
@@ -195,6 +195,8 @@ class DualEncoder(keras.Model):
         self.distribute_reduction_method = "first"
         # The towers hold all weights: with them the model is built, so that weights can be saved.
         self.built = query_tower.built and target_tower.built
+        if corpus.placement == "host":
+            self.supports_jit = False  # which Keras 3 looks at, where XLA is left to it
 
     def build(self, input_shape=None):
         """Builds the target tower; the query tower is built by the call that leads here."""
@@ -285,19 +287,25 @@ class DualEncoder(keras.Model):
 
     def make_train_function(self, force=False):
         """As in Keras; the function prepares the miner before its first step, outside any graph."""
-        self._check_replicas()
+        self._check_devices()
         super().make_train_function(force)
         self.train_function = _between(self.prepare_miner, self.miner.look, self.train_function)
         return self.train_function
 
     def make_test_function(self, force=False):
         """As in Keras: the loss of `evaluate` needs the miner too."""
-        self._check_replicas()
+        self._check_devices()
         super().make_test_function(force)
         self.test_function = _between(self.prepare_miner, self.miner.look, self.test_function)
         return self.test_function
 
-    def _check_replicas(self):
+    def _check_devices(self):
+        if self.corpus.placement == "host" and _jit_compiled(self):
+            raise ValueError(
+                "XLA compiles a step for one device: compile the model with jit_compile=False where "
+                f"the corpus is kept on the host. Received: jit_compile={self.jit_compile}, "
+                f"a corpus of placement={self.corpus.placement!r}"
+            )
         several = self.distribute_strategy.num_replicas_in_sync > 1
         on_tpu = isinstance(self.distribute_strategy, tf.distribute.TPUStrategy)
         if several and _jit_compiled(self) and not on_tpu:
@@ -474,7 +482,7 @@ class DualEncoder(keras.Model):
         """Picks one of each query's positives at random: int32 [queries]."""
         if positives.shape[1] == 1:
             return tf.maximum(positives[:, 0], 0)
-        seed = replicas.seed_apart(tf.stack([tf.constant(self.seed + 2), self.step]))
+        seed = replicas.seed_apart(tf.stack([self.seed + 2, tf.cast(self.step, tf.int32)]))
         lot = tf.random.stateless_uniform(tf.shape(positives), seed, alg="philox")
         pick = tf.argmax(tf.where(positives >= 0, lot, -1.0), axis=1)
         return tf.maximum(tf.gather(positives, pick, batch_dims=1), 0)

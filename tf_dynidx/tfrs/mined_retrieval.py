@@ -99,7 +99,7 @@ class MinedRetrieval(tasks.Retrieval):
         if temperature is not None:
             checks.positive_float("temperature", temperature)
         self.candidate_model, self.corpus, self.miner = candidate_model, corpus, miner
-        self.frequencies = PositiveFrequencies(corpus.size)
+        self.frequencies = PositiveFrequencies(corpus.size, corpus.placement)
         self._strategy = tf.distribute.get_strategy()
         # A step of TensorFlow Recommenders is not compiled: it may hold strings, and so may the tower,
         # which other miners call. The draws of a tree are numbers alone: half the time, compiled. Only

@@ -26,6 +26,7 @@ EXPORTS = (
     ("exact", "float16", None),
     ("exact", "int8", None),
     ("tree", "float32", 0.0015),
+    ("tree", "float32", 0.002),
     ("tree", "float32", 0.003),
     ("tree", "float32", 0.005),
     ("tree", "float32", 0.01),
