@@ -21,7 +21,7 @@ _WITHOUT_KERAS = [
 _OF_ONE_WORLD = {"test_keras_rs.py": True, "test_bench_tfrs.py": False}  # whether that is Keras 3
 
 # Nothing that tests compile runs for long.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # A first call compiles, so no example has a deadline; and each runs TensorFlow, so there are few.
 settings.register_profile("few", deadline=None, max_examples=25)

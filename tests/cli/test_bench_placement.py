@@ -11,6 +11,7 @@ TARGETS, MB = 3000, 2**20
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
+    """Of processes of their own, each of which compiles its step."""
     report = tmp_path_factory.mktemp("placement") / "report.json"
     sizes = ["--rows", str(TARGETS), "--steps", "2", "--batch", "16"]
     assert main(["bench", "placement", *sizes, "--report", str(report)]) == 0

@@ -309,8 +309,7 @@ def p_value(counts, probabilities):
     return stats.chisquare(counts, expected * (counts.sum() / expected.sum())).pvalue
 
 
-@pytest.mark.parametrize("beta", [2.0, 20.0])
-@pytest.mark.parametrize("method", ["importance", "mh"])
+@pytest.mark.parametrize("method, beta", [("importance", 2.0), ("importance", 20.0), ("mh", 20.0)])
 def test_draws_are_distributed_as_the_softmax(drawers, rows, queries, method, beta):
     index, shape, draw = drawers
     query = queries[:1]

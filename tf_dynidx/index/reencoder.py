@@ -302,8 +302,10 @@ class Reencoder(tf.Module):
         # A SavedModel traces this in either form.
         if self.form == "full":
             return
-        old = self.map
-        self._fold(lambda rows, ids: affine.forward(old, rows))
+        old, nothing = self.map, affine.identity(self.tree.dim)
+        moved = tf.reduce_any(old.matrix != nothing.matrix) | tf.reduce_any(old.offset != nothing.offset)
+        # All rows are copied for it: not after a build, or where nothing was corrected since.
+        do_if(moved, lambda: self._fold(lambda rows, ids: affine.forward(old, rows)))
 
     def _fold(self, moved):
         self._map_rows(moved)
