@@ -302,8 +302,8 @@ class Reencoder(tf.Module):
         # A SavedModel traces this in either form.
         if self.form == "full":
             return
-        old, nothing = self.map, affine.identity(self.tree.dim)
-        moved = tf.reduce_any(old.matrix != nothing.matrix) | tf.reduce_any(old.offset != nothing.offset)
+        old, start = self.map, affine.identity(self.tree.dim)
+        moved = tf.reduce_any(old.matrix != start.matrix) | tf.reduce_any(old.offset != start.offset)
         # All rows are copied for it: not after a build, or where nothing was corrected since.
         do_if(moved, lambda: self._fold(lambda rows, ids: affine.forward(old, rows)))
 
