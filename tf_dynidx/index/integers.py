@@ -1,7 +1,20 @@
-"""int32 state that an accelerator can hold."""
+"""State that an accelerator can hold, integers too."""
 
 import numpy as np
 import tensorflow as tf
+
+
+def state(value, name):
+    """A variable that is not trained; of int32, `Integers`.
+
+    Args:
+        value: tensor, array or number.
+        name: of the variable.
+    """
+    value = tf.convert_to_tensor(value)
+    if value.dtype == tf.int32:
+        return Integers(value, name)
+    return tf.Variable(value, trainable=False, name=name)
 
 
 class Integers(tf.Module):

@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 from tf_dynidx.index import checks
-from tf_dynidx.index.integers import Integers
+from tf_dynidx.index.integers import state
 from tf_dynidx.index.tree import GROUP
 from tf_dynidx.ops import affine, draws, regression
 from tf_dynidx.ops.in_place import do_if, ids_after
@@ -62,12 +62,6 @@ class Reencoder(tf.Module):
         self.refresh_every = refresh_every
         self.num_landmarks = num_landmarks
         dim = tree.dim
-
-        def state(value, name):
-            value = tf.convert_to_tensor(value)
-            if value.dtype == tf.int32:
-                return Integers(value, name)
-            return tf.Variable(value, trainable=False, name=name)
 
         self.landmarks = state(tf.fill([num_landmarks], NEVER), "landmarks")
         # Whether all rows were of norm 1 when they were given: then predictions are held there.

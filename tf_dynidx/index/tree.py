@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from tf_dynidx.index.integers import Integers
+from tf_dynidx.index.integers import state
 from tf_dynidx.ops import grouping, nodes, routing
 from tf_dynidx.ops.in_place import do_if
 from tf_dynidx.ops.nodes import NEVER, Level
@@ -54,26 +54,23 @@ class Tree(tf.Module):
         sizes = [width + size for width, size in zip(self.widths, sizes, strict=True)]
         slots = sizes[0] * LEAF_SIZE
 
-        def state(shape, dtype, name, fill=0):
-            value = tf.fill(shape, tf.cast(fill, dtype))
-            if dtype == tf.int32:
-                return Integers(value, name)
-            return tf.Variable(value, trainable=False, name=name)
+        def filled(shape, dtype, name, fill=0):
+            return state(tf.fill(shape, tf.cast(fill, dtype)), name)
 
-        self.rows = state([slots, dim], dtype, "rows")
-        self.ids = state([slots], tf.int32, "ids", NEVER)
+        self.rows = filled([slots, dim], dtype, "rows")
+        self.ids = filled([slots], tf.int32, "ids", NEVER)
         # Slot of each row id; the last entry stands for ids that are not rows.
-        self.slots = state([capacity + 1], tf.int32, "slots", self.num_slots)
-        self.counts = [state([size], tf.int32, f"counts_{i}") for i, size in enumerate(sizes)]
+        self.slots = filled([capacity + 1], tf.int32, "slots", self.num_slots)
+        self.counts = [filled([size], tf.int32, f"counts_{i}") for i, size in enumerate(sizes)]
         self.moments = [
-            state([size, 2 * dim], tf.float32, f"moments_{i}") for i, size in enumerate(sizes)
+            filled([size, 2 * dim], tf.float32, f"moments_{i}") for i, size in enumerate(sizes)
         ]
-        self.radii = [state([size], tf.float32, f"radii_{i}") for i, size in enumerate(sizes)]
+        self.radii = [filled([size], tf.float32, f"radii_{i}") for i, size in enumerate(sizes)]
         self.representatives = [
-            state([size], tf.int32, f"representatives_{i}") for i, size in enumerate(sizes)
+            filled([size], tf.int32, f"representatives_{i}") for i, size in enumerate(sizes)
         ]
         # Whether a row has been overwritten since it was last put where it belongs.
-        self.moved = state([capacity + 1], tf.bool, "moved")
+        self.moved = filled([capacity + 1], tf.bool, "moved")
 
     @property
     def levels(self):

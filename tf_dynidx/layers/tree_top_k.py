@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dynidx.index import DynamicIndex, checks
-from tf_dynidx.index.integers import Integers
+from tf_dynidx.index.integers import state
 from tf_dynidx.keras_world import keras
 from tf_dynidx.ops.nodes import NEVER
 from tf_dynidx.variables import named_variables, read, write
@@ -269,11 +269,7 @@ class TreeTopK(keras.layers.Layer):
         with tf.init_scope():
             self._index = DynamicIndex(dim, capacity, self.row_dtype, self.seed)
             # One more, for "nothing found".
-            nothing = _nothing(kind, [capacity + 1])
-            if kind == tf.int32:
-                self._identifiers = Integers(nothing, _IDENTIFIERS)
-            else:
-                self._identifiers = tf.Variable(nothing, trainable=False, name=_IDENTIFIERS)
+            self._identifiers = state(_nothing(kind, [capacity + 1]), _IDENTIFIERS)
         self.supports_jit = kind != tf.string
         self._answer = tf.function(self._best, autograph=False, reduce_retracing=True)
         self.built = True

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_dynidx.corpus import encode_all
 from tf_dynidx.index import checks
-from tf_dynidx.index.integers import Integers
+from tf_dynidx.index.integers import state
 from tf_dynidx.miners.miner import Miner, softmax_log_prob
 from tf_dynidx.ops import table_draws
 
@@ -61,12 +61,6 @@ class NegativeCache(Miner):
         self.size = min(self.cache_size or corpus.size, corpus.size)
         self.num_refreshed = min(math.ceil(self.refresh_share * self.size), max(1, self.size // 2))
         self._whole = self.size == corpus.size
-
-        def state(value, name):
-            value = tf.convert_to_tensor(value)
-            if value.dtype == tf.int32:
-                return Integers(value, name)
-            return tf.Variable(value, trainable=False, name=name)
 
         # One place more than there are entries, for what is written to none.
         self.table = state(tf.zeros([self.size + 1, self.dim]), "table")
