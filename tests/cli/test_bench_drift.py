@@ -40,7 +40,7 @@ def small(monkeypatch):
 
     def fewer(encodings, seed):
         for each in some(encodings, seed):
-            if each.name in ("static", "both, 100%, full"):
+            if each.name in ("static", "write-back 100%", "both, 100%, full"):
                 yield each
 
     monkeypatch.setattr(drift, "followers", fewer)
@@ -54,7 +54,7 @@ def test_training_and_refreshes_are_measured(files, small, tmp_path, capsys):
     tables = json.loads(report.read_text())["tables"]
     assert set(tables) == {"training", "summary", "refresh", "refresh_slope"}
     training = {(row["step"], row["index"]): row for row in tables["training"]}
-    assert {step for step, _ in training} == {6, 12} and len(training) == 4
+    assert {step for step, _ in training} == {6, 12} and len(training) == 6
     for row in training.values():
         assert 0.0 <= row["total_variation"] <= 1.0 and row["relative_error"] >= 0.0
     last = {name: row for (step, name), row in training.items() if step == 12}

@@ -50,7 +50,9 @@ def main():
         model.miner.index.repair()
     index = model.miner.index
     kept = [*index.variables, *model.frequencies.variables, model.corpus.features]
+    elsewhere = {id(each) for each in kept}
     weights = [w for tower in (model.query_tower, model.target_tower) for w in tower.weights]
+    weights += [each for each in model._own_state().values() if id(each) not in elsewhere]
     weights = [getattr(w, "value", w) for w in weights]
     weights = [w if isinstance(w, tf.Variable) else w() for w in weights]
 

@@ -39,7 +39,7 @@ def on_host():
 
 
 def test_everything_is_where_the_model_was_made(on_device):
-    """Weights, index, counts, features, and what the index answers."""
+    """Weights, index, counts, features, random state, and what the index answers."""
     assert on_device["kept"] == on_device["weights"] == [_SECOND]
     assert on_device["found"] == _SECOND
 

@@ -233,6 +233,11 @@ def _add_serve(commands):
     serve.set_defaults(run=_run_serve)
 
 
+def _add_count(command, name, default, what):
+    help = f"{what} (default {default})"
+    command.add_argument(f"--{name}", type=positive_int, default=default, help=help)
+
+
 def _add_bench(commands):
     bench = commands.add_parser(
         "bench",
@@ -339,9 +344,7 @@ def _add_bench(commands):
         ("width", 2048, "width of the tower's hidden layers"),
         ("depth", 6, "number of the tower's hidden layers"),
     ):
-        memory.add_argument(
-            f"--{name}", type=positive_int, default=default, help=f"{what} (default {default})"
-        )
+        _add_count(memory, name, default, what)
     _add_seed_and_report(memory)
     memory.set_defaults(run=_run_bench_memory)
 
@@ -357,9 +360,7 @@ def _add_bench(commands):
         ("steps", 200, "steps of each training"),
         ("batch", 512, "queries a step"),
     ):
-        placement.add_argument(
-            f"--{name}", type=positive_int, default=default, help=f"{what} (default {default})"
-        )
+        _add_count(placement, name, default, what)
     _add_seed_and_report(placement)
     placement.set_defaults(run=_run_bench_placement)
 

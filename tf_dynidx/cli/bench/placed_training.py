@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from tf_dynidx.cli import memory
+
 K = 10  # of the recall
 _DIM, _WIDTH, _FEATURES = 64, 128, 32
 _TEMPERATURE = 0.05
@@ -61,9 +63,7 @@ def measured(miner, placement, rows, steps, batch, seed):
             started = time.perf_counter()
             loss = float(model.train_on_batch(x, positives, return_dict=True)["loss"])
             seconds.append(time.perf_counter() - started)
-        peak = None
-        if tf.config.list_physical_devices("GPU"):
-            peak = tf.config.experimental.get_memory_info(accelerator)["peak"]
+        peak = memory.accelerator_peak()
         positives = rng.integers(rows, size=_QUERIES)
         encoded = model.encode_queries(queries(positives)).numpy()
     parts = {
