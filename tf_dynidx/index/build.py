@@ -29,8 +29,6 @@ def build(tree, ids, embeddings, progress=False):
     rows and tree it holds 20 bytes for each row and what a block takes, about 10 kB a row at dimension
     64: some 700 MB, however many rows there are.
 
-    A row that found none of its nearest leaves free is marked as moved, for a repair to place.
-
     Args:
         tree: an empty `tf_dynidx.index.tree.Tree`.
         ids: int32 NumPy array [rows], distinct.
@@ -59,7 +57,7 @@ def build(tree, ids, embeddings, progress=False):
             rows[: len(chosen)] = embeddings[chosen]
             names = np.full(size, NEVER, np.int32)
             names[: len(chosen)] = ids[chosen]
-            rows, names, strays = _grouped(tf.constant(rows), tf.constant(names), groups)
+            rows, names = _grouped(tf.constant(rows), tf.constant(names), groups)
             places = tf.range(groups)
             if deep:
                 places = _side_by_side(rows, names, parents)
@@ -67,17 +65,13 @@ def build(tree, ids, embeddings, progress=False):
             places += block * step
             tree.fill(places, rows, names)
             tree.refresh_groups(places)
-            tree.mark(strays, strays != NEVER)
             bar.update(len(chosen))
     tree.refresh_above()
 
 
 @tf.function(autograph=False)
 def _grouped(rows, ids, groups):
-    """A block's rows in groups and their leaves: [groups, 512, dim] and [groups, 512].
-
-    And int32 [rows], the ids of those that found none of their nearest leaves free, `NEVER` elsewhere.
-    """
+    """A block's rows in groups and their leaves: [groups, 512, dim] and [groups, 512]."""
     live = ids != NEVER
     target = grouping.group(rows[None], live[None], groups, CROWDED_GROUP, _LLOYD)
     place = grouping.lay_out(target, live[None], groups, GROUP)[0]
@@ -98,8 +92,7 @@ def _grouped(rows, ids, groups):
     target = grouping.assign(near[None], choices[None], live[None], leaves, _LEAF_ROWS)
     place = grouping.lay_out(target, live[None], leaves, LEAF_SIZE)[0]
     laid, names = _laid_out(rows, ids, place)
-    strays = tf.where(tf.reduce_any(choices == target[0][:, None], axis=1), NEVER, ids)
-    return tf.reshape(laid, [groups, GROUP, -1]), tf.reshape(names, [groups, GROUP]), strays
+    return tf.reshape(laid, [groups, GROUP, -1]), tf.reshape(names, [groups, GROUP])
 
 
 def _laid_out(rows, ids, place):

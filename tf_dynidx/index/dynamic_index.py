@@ -733,13 +733,14 @@ class DynamicIndex(tf.Module):
         return total
 
     def _settle(self, progress):
-        """Moves the rows of a new tree on to nearer leaves, those of other blocks among them."""
+        """Moves the rows of a new tree on to nearer leaves: close by, then in the whole tree."""
         used = np.flatnonzero(self.tree.counts[0].numpy()).astype(np.int32)
         with _bar("settling", len(used), "leaf", progress) as bar:
             for (block,) in _blocks(used, filler=self.tree.widths[0], lengths=_LENGTHS[:2]):
                 self._reroute_block(block, near=_SETTLING_NEAR)
                 bar.update(min(len(block), len(used)))
         self._refresh(np.arange(self.tree.num_groups, dtype=np.int32))
+        self.tree.mark_all()
         self.repair(progress)
 
     def _groups_of(self, rows):

@@ -221,11 +221,10 @@ def pool(rows, ids, levels, frontier, queries, beta, shape, exclude, seed):
     together = shape.leaf_size  # rows that are read as one entry of a query's list
     width = -(-shape.budget // together)
     closed = closed_nodes(levels, frontier.rest, beta, shape)
+    opened = member_slots(frontier, 0, width * together, shape.leaf_size)
+    opened = tf.reshape(opened, [-1, together])
 
     def read(owner, place, part):
-        front = frontier._replace(
-            leaves=tf.gather(frontier.leaves, owner), ends=tf.gather(frontier.ends, owner)
-        )
         members = tf.gather(frontier.members, owner)[:, None]
         last = tf.gather(frontier.read, owner)[:, None]
         position = place[:, None] * together + tf.range(together)
@@ -236,7 +235,7 @@ def pool(rows, ids, levels, frontier, queries, beta, shape, exclude, seed):
         lots = draws.uniforms(tf.shape(position), seeds[0])
         points = tf.clip_by_value((stratum + lots) / proposals, 0.0, 1.0)
         drawn, log_q = propose(levels, closed, shape, points, seeds[1], owner)
-        slots = tf.where(member, member_slots(front, position, shape.leaf_size), drawn)
+        slots = tf.where(member, tf.gather(opened, owner * width + place), drawn)
         found = tf.gather(ids, slots)
         scores = beta * dots(tf.gather(queries, owner), rows, slots)
         absent = (found == NEVER) | is_among(found, tf.gather(exclude, owner))
@@ -347,10 +346,10 @@ def members(rows, frontier, queries, beta, shape):
     Returns:
         (slots, scores): int32 and float32 [queries, shape.budget], beta q.y; -inf where there is none.
     """
-    position = tf.range(shape.budget)[None]
-    slots = member_slots(frontier, position, shape.leaf_size)
+    slots = member_slots(frontier, 0, shape.budget, shape.leaf_size)
     scores = beta * dots(queries, rows, slots)
-    return slots, tf.where(position < frontier.members[:, None], scores, -float("inf"))
+    member = tf.range(shape.budget) < frontier.members[:, None]
+    return slots, tf.where(member, scores, -float("inf"))
 
 
 def partition_bounds(rows, frontier, queries, beta, shape):
@@ -378,25 +377,33 @@ def partition_bounds(rows, frontier, queries, beta, shape):
     )
 
 
-def member_slots(frontier, position, leaf_size):
-    """Slots of the first rows of the candidate leaves, in their order.
+def member_slots(frontier, start, number, leaf_size):
+    """Slots of consecutive rows of the candidate leaves, in their order.
+
+    From one row to the next the slot goes up by one, but for a jump where a leaf begins: running sums,
+    which cost less than looking up the leaf of each row.
 
     Args:
         frontier: `Frontier`, of which `leaves` and `ends` are read.
-        position: int32 [queries or 1, positions], which of their rows.
+        start: int, or int32 scalar, which of their rows is the first.
+        number: int, how many.
         leaf_size: int.
 
     Returns:
-        int32 [queries, positions]; a slot that may be empty where there are no more rows.
+        int32 [queries, number]; any slot where there are no more rows.
     """
-    batch = tf.shape(frontier.ends)[0]
-    position = tf.broadcast_to(position, [batch, tf.shape(position)[1]])
-    which = draws.entries_up_to(draws.ladder(frontier.ends), position)
-    which = tf.minimum(which, frontier.ends.shape[1] - 1)
     starts = tf.pad(frontier.ends[:, :-1], [[0, 0], [1, 0]])
-    offset = position - tf.gather(starts, which, batch_dims=1)
-    leaf = tf.gather(frontier.leaves, which, batch_dims=1)
-    return leaf * leaf_size + tf.clip_by_value(offset, 0, leaf_size - 1)
+    offsets = frontier.leaves * leaf_size - starts  # of a leaf's slots over its rows' positions
+    jumps = offsets - tf.pad(offsets[:, :-1], [[0, 0], [1, 0]])
+    batch = tf.shape(starts)[0]
+    # Jumps of earlier leaves meet at the first row; those of later ones behind the last.
+    where = tf.clip_by_value(starts - start, 0, number)
+    where += tf.range(batch)[:, None] * (number + 1)
+    jumps = tf.math.unsorted_segment_sum(jumps, where, batch * (number + 1))
+    jumps = tf.reshape(jumps, [-1, number + 1])[:, :number]
+    position = start + tf.range(number)
+    slots = position + tf.cumsum(jumps, axis=1)
+    return tf.where(position < frontier.ends[:, -1:], slots, 0)
 
 
 def children(nodes, fanout):

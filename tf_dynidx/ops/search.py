@@ -152,8 +152,8 @@ def _best_keys(levels, rows, ids, queries, k, shape, exclude, scales, rises, tog
     blocks = -(-budget // turns)  # all turns alike, so that the last one reads nothing in vain
 
     def better(start, best):
-        position = start + tf.range(blocks)[None]
-        places = member_slots(front, position, shape.leaf_size // together)
+        position = start + tf.range(blocks)
+        places = member_slots(front, start, blocks, shape.leaf_size // together)
         scores = tf.linalg.matvec(tf.cast(read(rows, places, together), tf.float32), queries)
         if scales is not None:
             scores *= read(scales, places, together)
