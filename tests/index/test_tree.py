@@ -99,7 +99,7 @@ def quality(index, rows, queries, beta=10.0):
     return np.mean(shared) / 10, np.mean((estimate - log_partition(queries, rows, beta)) ** 2)
 
 
-def queries_near(rng, rows, number=100):
+def queries_near(rng, rows, number=1000):
     return unit(rows[rng.integers(len(rows), size=number)] + 0.1 * gaussian(rng, number, DIM))
 
 
@@ -114,16 +114,10 @@ def check_as_good(index, rows, recall=0.03, error=2.0):
 
 
 @pytest.mark.parametrize(
-    "levels, clusters, way, recall",
-    [
-        (2, 30, "repair", 0.03),
-        (3, 4000, "repair", 0.03),
-        # A repair looks for the nearest leaf in the whole tree, as a build does; upkeep close by.
-        (2, 4000, "upkeep", 0.05),
-        (3, 30, "upkeep", 0.03),
-    ],
+    "levels, clusters, way",
+    [(2, 30, "repair"), (3, 4000, "repair"), (2, 4000, "upkeep"), (3, 30, "upkeep")],
 )
-def test_tree_stays_as_good_as_a_fresh_one_while_every_row_drifts(levels, clusters, way, recall):
+def test_tree_stays_as_good_as_a_fresh_one_while_every_row_drifts(levels, clusters, way):
     rows = clustered(np.random.default_rng(0), SIZE, DIM, clusters)
     rng = np.random.default_rng(1)
     index, left_alone = (make_index(DIM, SIZE, levels) for _ in range(2))
@@ -140,11 +134,11 @@ def test_tree_stays_as_good_as_a_fresh_one_while_every_row_drifts(levels, cluste
             upkeep()
     check_holds(index, dict(enumerate(rows)))
     check_invariants(index)
-    check_as_good(index, rows, recall)
+    check_as_good(index, rows)
     # The drift, 0.46 of the radius of the sphere, leaves a tree that is clearly worse.
     left_alone.update(np.arange(SIZE), rows)
     with pytest.raises(AssertionError):
-        check_as_good(left_alone, rows, recall)
+        check_as_good(left_alone, rows)
 
 
 def test_repair_moves_the_rows_that_went_far_to_where_they_belong():

@@ -159,12 +159,12 @@ def test_as_many_leaves_are_opened_as_leave_the_least_error(deep, beta):
 
 @pytest.mark.parametrize("beta", [0.5, 6.0, 12.0, 40.0])
 def test_no_more_is_read_than_the_tolerance_takes(deep, beta):
-    queries, budget, keep, tolerance = some_queries(20), 600, 40, 1e-2
+    queries, budget, keep, tolerance = some_queries(200), 600, 40, 1e-2
     beta = tf.constant(beta)
     shape = deep.shape(4, budget)
     front = frontier.open_nodes(deep.levels, queries, beta, shape, keep, tolerance)
     read, members = front.read.numpy(), front.members.numpy()
-    for query in range(20):
+    for query in range(200):
         # What is drawn from: masses of unopened nodes, and how unevenly each is shared.
         rest = rest_noise = 0.0
         for segment in front.rest:
@@ -189,7 +189,7 @@ def test_no_more_is_read_than_the_tolerance_takes(deep, beta):
             assert members[query] <= read[query] - keep
         else:
             assert read[query] == budget and members[query] <= budget - keep
-    assert (read < budget).any() or beta == 40.0  # at which all use up the budget
+    assert (read < budget).any()
 
 
 def weighed(level, nodes, query, beta):
