@@ -12,7 +12,7 @@ from tests.reference import (
     make_index,
 )
 from tf_dynidx.index import DynamicIndex, build
-from tf_dynidx.index.tree import _plan
+from tf_dynidx.index.tree import plan
 
 DIM, SIZE = 4, 2000
 # Of three levels a block has a node of level 2 to itself, so that needs more of them.
@@ -109,7 +109,7 @@ class Places:
     """A tree that only notes which groups a build fills."""
 
     def __init__(self, capacity):
-        self.widths, _ = _plan(capacity)
+        self.widths, _ = plan(capacity)
         self.dim, self.num_groups, self.filled = 1, self.widths[1], []
 
     def fill(self, groups, rows, ids):

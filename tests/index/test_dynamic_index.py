@@ -22,6 +22,7 @@ from tests.reference import (
     unit,
 )
 from tf_dynidx.index import DynamicIndex
+from tf_dynidx.index.shapes import sample_shape, search_shape
 from tf_dynidx.ops import frontier, masses
 
 DIM, SIZE = 8, 2000
@@ -291,11 +292,11 @@ def drawers(request, rows, queries):
     index.build(rows)
     budget = {"2 levels": 256, "3 levels": 128}[request.param]
     with pytest.MonkeyPatch.context() as patch:  # of what is traced in here
-        patch.setattr("tf_dynidx.index.dynamic_index._LEAST_BUDGET", budget)
+        patch.setattr("tf_dynidx.index.shapes._LEAST_BUDGET", budget)
         methods = {method: drawer(index, method) for method in ("importance", "mh")}
         for draw in methods.values():
             draw(queries[:1], 1.0, 1)
-        return index, index._sample_shape(1), methods
+        return index, sample_shape(index.tree, 1), methods
 
 
 def p_value(counts, probabilities):
@@ -613,7 +614,7 @@ def test_of_rows_of_equal_score_search_finds_the_lower_ids(levels):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_search_kernel_is_compiled_as_it_is(index, rows, queries, jit_compile):
-    shape, none = index._search_shape(10, 300), tf.fill([20, 1], -1)
+    shape, none = search_shape(index.tree, 10, 300), tf.fill([20, 1], -1)
     kernel = tf.function(lambda q: index._top_k(q, 10, shape, none), jit_compile=jit_compile)
     for got, expected in zip(kernel(queries), index.search(queries, 10, 300), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)

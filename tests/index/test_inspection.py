@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tests.reference import clustered, make_index, state
 from tf_dynidx.index import DynamicIndex
+from tf_dynidx.index.shapes import search_shape
 from tf_dynidx.ops import frontier, masses
 
 DIM, SIZE = 4, 900
@@ -236,6 +237,6 @@ def test_costs_are_the_products_that_are_taken(index, rows, what, monkeypatch):
     )
     for k, budget in ((5, 300), (5, None), (900, 900)):
         rises.clear()
-        index._top_k(one, k, index._search_shape(k, budget), none)
+        index._top_k(one, k, search_shape(index.tree, k, budget), none)
         nodes = index.search_cost(k, budget) - min(SIZE, budget or SIZE)
         assert 0 <= sum(rises) - nodes <= 16 ** (len(index.tree.widths) - 1)

@@ -122,6 +122,18 @@ def test_refused_candidates_leave_what_there_was():
     check_answer(layer(QUERIES), NUMBERS)
 
 
+def test_indexing_that_is_interrupted_leaves_what_there_was(monkeypatch):
+    layer = fixed("integers")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tf_dynidx.index.build.build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        layer.index(CANDIDATES[::-1], NUMBERS)
+    check_answer(layer(QUERIES), NUMBERS)
+
+
 def test_budget_decides_whether_the_answer_is_exact():
     assert fixed("rows").is_exact()
     assert not TreeTopK(capacity=SIZE, budget=SIZE - 1).is_exact()

@@ -12,19 +12,14 @@ from tf_dynidx.index import checks, inspection, reencoder
 from tf_dynidx.index.integers import Integers
 from tf_dynidx.index.placement import PLACEMENTS, check_for_variables, kept, where_kept
 from tf_dynidx.index.reencoder import Reencoder
+from tf_dynidx.index.shapes import nodes_scored, sample_shape, search_shape
 from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEAF_SIZE, Tree
 from tf_dynidx.ops import chains, draws, frontier
 from tf_dynidx.ops.nodes import NEVER
 from tf_dynidx.ops.search import tree_top_k
 
-_LEAST_BUDGET = 192  # rows that a query reads to draw from, however few the draws; and
-_BUDGET_PER_DRAW = 25  # this many for each draw, so that resampling comes close to exact draws
 _ENOUGH = 1e-3  # squared error of the mass from which on a draw reads no more: 64 draws vary by 1/64
 _BOUNDED_AS = 20  # bounds of the partition are those that so many draws would have
-_ROWS_PER_NODE = 28  # so that nodes opened at a level (32 dot products each) cost a little more
-_LEAST_SEARCH_BUDGET = 1024  # rows that a search reads for each query, at least; and
-_SEARCH_GROWTH = 20  # this many times sqrt(capacity); and
-_PER_RESULT = 4  # this many for each result
 _SETTLING_NEAR = 16  # groups whose leaves the rows of a leaf may move to after a build
 _UPKEEP_PARTS = 4  # one upkeep reroutes one part in so many of the leaves, in turn
 _UPKEEP_ROWS = 512  # or, where it must not go through all rows, so many of those written last
@@ -375,8 +370,8 @@ class DynamicIndex(tf.Module):
             )
         exclude = self._exclusions(exclude, queries)
         seed = self.next_seed() if seed is None else tf.cast(seed, tf.int32)
-        shape = self._sample_shape(num_samples)
-        parts = self._parts(queries, exclude, self._nodes_scored(shape) + shape.budget)
+        shape = sample_shape(self.tree, num_samples)
+        parts = self._parts(queries, exclude, nodes_scored(self.tree, shape) + shape.budget)
         seeds = [seed]
         if len(parts) > 1:
             seeds = tf.unstack(tf.random.split(seed, len(parts), alg="philox"))
@@ -415,7 +410,7 @@ class DynamicIndex(tf.Module):
         if k > size:
             raise ValueError(f"k is at most the number of rows held. Received: k={k}, {size} rows")
         exclude = self._exclusions(exclude, queries)
-        shape = self._search_shape(k, budget)
+        shape = search_shape(self.tree, k, budget)
         return self._search(queries, k, shape, exclude)
 
     @where_kept
@@ -447,8 +442,8 @@ class DynamicIndex(tf.Module):
         Returns:
             int.
         """
-        shape = self._sample_shape(checks.positive_int("num_samples", num_samples))
-        return 2 * self._nodes_scored(shape) + shape.budget
+        shape = sample_shape(self.tree, checks.positive_int("num_samples", num_samples))
+        return 2 * nodes_scored(self.tree, shape) + shape.budget
 
     def search_cost(self, k, budget=None):
         """Dot products that `search` takes for a query, nodes included.
@@ -459,8 +454,8 @@ class DynamicIndex(tf.Module):
         Returns:
             int.
         """
-        shape = self._search_shape(checks.positive_int("k", k), budget)
-        return self._nodes_scored(shape) + min(shape.budget, self.capacity)
+        shape = search_shape(self.tree, checks.positive_int("k", k), budget)
+        return nodes_scored(self.tree, shape) + min(shape.budget, self.capacity)
 
     def refresh(self, encode):
         """Encodes the landmarks again and carries their movement over to all rows; for your own loops.
@@ -570,7 +565,7 @@ class DynamicIndex(tf.Module):
     @where_kept
     def draw(self, queries, beta, exclude, seed, num_samples, method="importance"):
         """`sample`, without checks: for use inside a training step."""
-        tree, shape = self.tree, self._sample_shape(num_samples)
+        tree, shape = self.tree, sample_shape(self.tree, num_samples)
         levels = tree.levels
         queries, shifts = self.reencoder.pulled_back(queries)
         if method == "top":
@@ -607,12 +602,17 @@ class DynamicIndex(tf.Module):
         Returns:
             (scores, rows), as `search`.
         """
-        return self._top_k(queries, k, self._search_shape(k, budget), exclude)
+        return self._top_k(queries, k, search_shape(self.tree, k, budget), exclude)
 
     @where_kept
     def read(self, rows):
         """The encodings of rows as the index predicts them: float32 [rows, dim]; anything at no row."""
         return self.reencoder.read(rows)
+
+    @where_kept
+    def contains(self, rows):
+        """Whether the index holds each row: bool of the shape of `rows`."""
+        return self.tree.contains(rows)
 
     @where_kept
     def write(self, rows, embeddings):
@@ -699,38 +699,9 @@ class DynamicIndex(tf.Module):
 
     def _certified(self, queries, beta):
         """Bounds of the log partition over what is stored."""
-        tree, shape = self.tree, self._sample_shape(_BOUNDED_AS)
+        tree, shape = self.tree, sample_shape(self.tree, _BOUNDED_AS)
         front = frontier.open_nodes(tree.levels, queries, beta, shape, 0)
         return frontier.partition_bounds(tree.rows, front, queries, beta, shape)
-
-    def _sample_shape(self, num_samples):
-        """What a query looks at to draw: about as many dot products with nodes as with rows."""
-        budget = max(_LEAST_BUDGET, _BUDGET_PER_DRAW * num_samples)
-        budget = min(budget, max(_LEAST_BUDGET, 2 * self.capacity))
-        return frontier.Shape(self.tree.dense, budget // _ROWS_PER_NODE, budget, FANOUT, LEAF_SIZE)
-
-    def _search_shape(self, k, budget):
-        """What a query looks at to search: the more rows it reads, the better the nodes are picked."""
-        if budget is None:
-            least = _SEARCH_GROWTH * math.isqrt(self.capacity)
-            budget = max(_LEAST_SEARCH_BUDGET, least, _PER_RESULT * k)
-        budget = checks.positive_int("budget", budget)
-        if budget >= self.capacity:
-            # Every leaf of every node.
-            return frontier.Shape(0, 0, self.tree.num_slots, FANOUT, LEAF_SIZE)
-        # On real encodings the best share of nodes in all that is scored was .4 at 1 to 2 % of the
-        # rows, .15 to .25 at 16 %; among 10^6 clustered ones .5 at .3 %. Never more nodes than rows.
-        width = round(budget**0.75 * self.capacity**0.25 / 77)
-        width = max(8, min(width, budget // FANOUT))
-        return frontier.Shape(self.tree.dense, width, budget, FANOUT, LEAF_SIZE)
-
-    def _nodes_scored(self, shape):
-        widths = self.tree.widths
-        total = width = widths[shape.dense]
-        for _ in range(shape.dense):
-            width = min(shape.width, width) * FANOUT
-            total += width
-        return total
 
     def _settle(self, progress):
         """Moves the rows of a new tree on to nearer leaves: close by, then in the whole tree."""

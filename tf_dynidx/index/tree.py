@@ -48,10 +48,8 @@ class Tree(tf.Module):
         """
         super().__init__(name=name)
         self.dim, self.capacity = dim, capacity
-        self.widths, self.dense = _plan(capacity)
-        # One node more at the top, and so at each level: scratch.
-        sizes = [FANOUT ** (len(self.widths) - 1 - level) for level in range(len(self.widths))]
-        sizes = [width + size for width, size in zip(self.widths, sizes, strict=True)]
+        self.widths, self.dense = plan(capacity)
+        sizes = with_scratch(self.widths)
         slots = sizes[0] * LEAF_SIZE
 
         def filled(shape, dtype, name, fill=0):
@@ -541,7 +539,7 @@ def regrouped(rows, ids):
     return tf.gather(rows, place, batch_dims=1), tf.gather(ids, place, batch_dims=1)
 
 
-def _plan(capacity):
+def plan(capacity):
     """Nodes of each level, from the leaves up; and the level that a query scores all of."""
     dense = max(_DENSE, _DENSE_GROWTH * math.isqrt(capacity))
     widths = [math.ceil(capacity / (GROUP * _FILL))]
@@ -553,6 +551,11 @@ def _plan(capacity):
         widths = [top * FANOUT**below for below in range(len(widths), -1, -1)]
     widths = [widths[0] * FANOUT, *widths]
     return widths, next(level for level, width in enumerate(widths) if width <= dense)
+
+
+def with_scratch(widths):
+    """Places for nodes at each level: one node more at the top, and what is under it, for scratch."""
+    return [width + FANOUT ** (len(widths) - 1 - level) for level, width in enumerate(widths)]
 
 
 def _scatter(variable, indices, values):

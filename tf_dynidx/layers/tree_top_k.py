@@ -4,9 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dynidx.index import DynamicIndex, checks
+from tf_dynidx.index.fixed_tree import FixedTree
 from tf_dynidx.index.integers import state
 from tf_dynidx.keras_world import keras
-from tf_dynidx.ops.nodes import NEVER
 from tf_dynidx.variables import named_variables, read, write
 
 _IDENTIFIERS = "identifiers"  # in a file, beside the variables of the index
@@ -17,7 +17,7 @@ class TreeTopK(keras.layers.Layer):
     """Finds the k candidates with the highest inner product with each query, through a tree.
 
     Give it candidates with `index`, as often as they change: their number may differ up to the
-    capacity, and nothing that was traced or compiled is traced again. Called on queries it returns
+    capacity, and no call that was traced or compiled is traced again. Called on queries it returns
     scores, then identifiers, best first. It is approximate unless `budget` covers all candidates
     (`is_exact`).
 
@@ -78,13 +78,13 @@ class TreeTopK(keras.layers.Layer):
             )
         self.row_dtype = checks.row_dtype("row_dtype", row_dtype).name
         self.seed = checks.seed(seed)
-        self._index = None
+        self._tree = None
         self._identifiers = None
 
     @property
-    def dynamic_index(self):
-        """The `DynamicIndex` of the layer, its rows the places of candidates; None before `index`."""
-        return self._index
+    def fixed_tree(self):
+        """The `FixedTree` of the layer, its rows the places of candidates; None before `index`."""
+        return self._tree
 
     def index(self, candidates, identifiers=None, progress=False):
         """Takes in candidates, in place of those there were.
@@ -118,17 +118,19 @@ class TreeTopK(keras.layers.Layer):
                 f"Received: {number} candidates, k={self.k}"
             )
         checks.finite("candidates", candidates, tf.as_dtype(self.row_dtype))
-        if self._index is None:
+        if self._tree is None:
             self._make(dim, capacity, identifiers.dtype)
         kind = self._identifiers.dtype
-        if dim != self._index.dim or (identifiers.dtype == tf.string) != (kind == tf.string):
+        if dim != self._tree.dim or (identifiers.dtype == tf.string) != (kind == tf.string):
             raise ValueError(
                 "Candidates must have the dimension, and identifiers the kind, that they had the first "
-                f"time: {self._index.dim} and {kind.name}. "
+                f"time: {self._tree.dim} and {kind.name}. "
                 f"Received: {dim} and {identifiers.dtype.name}"
             )
-        self._index.reset()
-        self._index.build(candidates, progress=progress)
+        # What it takes to change a tree is held for as long as this one is made.
+        built = DynamicIndex(dim, self.capacity, self.row_dtype, self.seed)
+        built.build(candidates, progress=progress)
+        self._tree.take(built.tree)
         # The places that are left stand for "nothing found".
         nothing = _nothing(kind, [self.capacity + 1 - number])
         self._identifiers.assign(tf.concat([tf.cast(identifiers, kind), nothing], axis=0))
@@ -217,24 +219,24 @@ class TreeTopK(keras.layers.Layer):
 
     def get_build_config(self):
         """What the variables are like, so that a model is made from its configuration alone."""
-        if self._index is None:
+        if self._tree is None:
             return None
         return {
-            "dim": self._index.dim,
+            "dim": self._tree.dim,
             "capacity": self.capacity,
             "identifiers": self._identifiers.dtype.name,
         }
 
     def build_from_config(self, config):
         """Makes the variables, to be filled from a file or by `index`."""
-        if config and "dim" in config and self._index is None:
+        if config and "dim" in config and self._tree is None:
             self._make(config["dim"], config["capacity"], tf.as_dtype(config["identifiers"]))
 
     def save_own_variables(self, store):
         """Writes what there is; strings as bytes, which HDF5 has no trouble with."""
-        if self._index is None:
+        if self._tree is None:
             return
-        write(named_variables(self._index), store)
+        write(named_variables(self._tree), store)
         identifiers = self._identifiers.numpy()
         store[_IDENTIFIERS] = _as_bytes(identifiers) if identifiers.dtype == object else identifiers
 
@@ -249,8 +251,8 @@ class TreeTopK(keras.layers.Layer):
             return
         identifiers = np.asarray(store[_IDENTIFIERS])
         strings = identifiers.dtype == np.uint8
-        if self._index is None:
-            dim = np.asarray(store["tree.rows"]).shape[1]
+        if self._tree is None:
+            dim = np.asarray(store["rows"]).shape[1]
             kind = tf.string if strings else tf.as_dtype(identifiers.dtype)
             self._make(dim, len(identifiers) - 1, kind)
         if strings != (self._identifiers.dtype == tf.string):
@@ -258,7 +260,7 @@ class TreeTopK(keras.layers.Layer):
                 "The file was saved from a layer with identifiers of another kind. "
                 f"Received: {'strings' if strings else 'integers'} for {self._identifiers.dtype.name}"
             )
-        read(named_variables(self._index), store, besides=[_IDENTIFIERS])
+        read(named_variables(self._tree), store, besides=[_IDENTIFIERS])
         self._identifiers.assign(_from_bytes(identifiers) if strings else identifiers)
 
     # Helpers.
@@ -267,7 +269,7 @@ class TreeTopK(keras.layers.Layer):
         """Makes the variables, once."""
         self.capacity = capacity
         with tf.init_scope():
-            self._index = DynamicIndex(dim, capacity, self.row_dtype, self.seed)
+            self._tree = FixedTree(dim, capacity, self.row_dtype)
             # One more, for "nothing found".
             self._identifiers = state(_nothing(kind, [capacity + 1]), _IDENTIFIERS)
         self.supports_jit = kind != tf.string
@@ -275,12 +277,12 @@ class TreeTopK(keras.layers.Layer):
         self.built = True
 
     def _encoded(self, queries):
-        if self._index is None:
+        if self._tree is None:
             raise ValueError("There are no candidates to find: call index() first. Received: none")
         if self.query_model is not None:
             queries = self.query_model(queries)
         queries = tf.cast(tf.convert_to_tensor(queries), tf.float32)
-        dim = self._index.dim
+        dim = self._tree.dim
         if queries.shape.rank != 2 or queries.shape[1] not in (None, dim):
             raise ValueError(
                 f"queries must have shape [batch, {dim}]. Received: shape {tuple(queries.shape)}"
@@ -294,9 +296,7 @@ class TreeTopK(keras.layers.Layer):
         return k
 
     def _best(self, queries, k):
-        index = self._index
-        none = tf.fill([tf.shape(queries)[0], 1], NEVER)
-        scores, rows = index._top_k(queries, k, index._search_shape(k, self.budget), none)
+        scores, rows = self._tree.top_k(queries, k, self.budget)
         return scores, tf.gather(self._identifiers, tf.where(rows < 0, self.capacity, rows))
 
 

@@ -36,7 +36,7 @@ class _CorpusMetric(keras.metrics.Mean):
     @index.setter
     def index(self, index):
         # A layer may make its index later.
-        known = isinstance(index, DynamicIndex) or hasattr(type(index), "dynamic_index")
+        known = isinstance(index, DynamicIndex) or hasattr(type(index), "fixed_tree")
         if index is not None and not known:
             raise ValueError(
                 f"index must be a DynamicIndex or a layers.TreeTopK. Received: {type(index).__name__}"
@@ -84,7 +84,7 @@ class _CorpusMetric(keras.metrics.Mean):
 
     def _index(self):
         index = self._held()
-        index = index if isinstance(index, DynamicIndex) else getattr(index, "dynamic_index", None)
+        index = index if isinstance(index, DynamicIndex) else getattr(index, "fixed_tree", None)
         if index is None:
             raise ValueError(
                 "There is no index to rank the rows of: set `index` to a DynamicIndex, or to a "
@@ -241,7 +241,7 @@ def exact_ranks(index, queries, positives, exclude):
     would then come before its own equal.
 
     Args:
-        index: `DynamicIndex`.
+        index: `DynamicIndex` or `FixedTree`.
         queries: float32 [queries, dim].
         positives: int32 [queries, positives], rows of the index, padded with -1.
         exclude: int32 [queries, excluded], rows that are left out, padded with -1.
@@ -259,7 +259,7 @@ def exact_ranks(index, queries, positives, exclude):
         start = tf.minimum(block * size, total - size)
         rows = start + tf.range(size)
         scores = tf.matmul(queries, index.read(rows), transpose_b=True)
-        live = index.tree.contains(rows) & (rows >= block * size)
+        live = index.contains(rows) & (rows >= block * size)
         scores = tf.where(live, scores, -float("inf"))
         return start, _without(scores, exclude - start)
 

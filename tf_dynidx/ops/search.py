@@ -84,7 +84,7 @@ def tree_top_k(levels, rows, ids, queries, k, shape, exclude, scales=None, rises
         levels: list of `tf_dynidx.ops.nodes.Level`, from the leaves up, of which counts and moments are
             read; with `rises`, of the moments the centres alone.
         rows: float or int8 [slots, dim], variable or tensor.
-        ids: int32 [slots], row ids.
+        ids: int32 or int64 [slots], row ids.
         queries: float32 [queries, dim].
         k: int.
         shape: `tf_dynidx.ops.frontier.Shape`.
@@ -136,7 +136,7 @@ def _best_keys(levels, rows, ids, queries, k, shape, exclude, scales, rises, tog
                 rising = rise(tf.gather(level.counts, nodes), moments)
             else:
                 rising = read(known, parents, shape.fanout)
-            along = tf.reduce_sum(moments[:, :, :dim] * tf.gather(queries, owner)[:, None], axis=2)
+            along = tf.linalg.matvec(moments[:, :, :dim], tf.gather(queries, owner))
             return (along + tf.gather(norms, owner) * rising,)
 
         number = tf.fill([tf.shape(opened)[0]], opened.shape[1])
@@ -157,7 +157,7 @@ def _best_keys(levels, rows, ids, queries, k, shape, exclude, scales, rises, tog
         scores = tf.linalg.matvec(tf.cast(read(rows, places, together), tf.float32), queries)
         if scales is not None:
             scores *= read(scales, places, together)
-        found = read(ids, places, together)
+        found = tf.cast(read(ids, places, together), tf.int32)
         there = (position < front.members[:, None]) & (position < budget)
         there = tf.repeat(there, together, axis=1)
         out = ~there | (found == NEVER)

@@ -59,7 +59,7 @@ def model_card(index, identifiers, k, row_dtype, budget, recall, metrics, signat
         "format": _FORMAT,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "targets": int(identifiers.shape[0]),
-        "dim": int(index.rows.shape[1]),
+        "dim": index.dim,
         "k": k,
         "identifiers": identifiers.dtype.name,
         "index": {

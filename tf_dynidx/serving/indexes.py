@@ -3,37 +3,17 @@
 import tensorflow as tf
 
 from tf_dynidx.index import DynamicIndex
-from tf_dynidx.ops.frontier import Shape
-from tf_dynidx.ops.nodes import Level
+from tf_dynidx.index.fixed_tree import FixedTree
 from tf_dynidx.ops.parts import in_blocks
-from tf_dynidx.ops.search import exact_top_k, rise, tree_top_k
+from tf_dynidx.ops.search import exact_top_k
 from tf_dynidx.serving.table import Table, taken, unpacked
 
 INDEXES = ("exact", "tree")
 _FLOATS = 2**26  # numbers that are held at a time to answer a batch: 256 MB
 _EXACT_BLOCK = 65_536
-_TOGETHER = 16  # rows of a leaf that a search reads as one; nothing writes to the tables of an export
 
 
-class _Index(tf.Module):
-    """Rows of a table in variables: a graph that holds them as constants is limited to 2 GB."""
-
-    def __init__(self, table: Table):
-        super().__init__()
-        self.rows = _variable(table.rows, "rows")
-        self.scales = None if table.scales is None else _variable(table.scales, "scales")
-
-    def table(self) -> Table:
-        """What is stored."""
-        return Table(self.rows.numpy(), None if self.scales is None else self.scales.numpy())
-
-    def _read(self, places):
-        # From the value: a variable that is gathered from is copied whenever it is read whole again.
-        rows = tf.cast(tf.gather(self.rows.value(), places), tf.float32)
-        return rows if self.scales is None else rows * tf.gather(self.scales.value(), places)[:, None]
-
-
-class ExactIndex(_Index):
+class ExactIndex(tf.Module):
     """Scores every row.
 
     Args:
@@ -44,9 +24,12 @@ class ExactIndex(_Index):
     kind = "exact"
 
     def __init__(self, table: Table, k: int):
-        super().__init__(table)
+        super().__init__()
+        # Variables: a graph that holds rows as constants is limited to 2 GB.
+        self.rows = _variable(table.rows, "rows")
+        self.scales = None if table.scales is None else _variable(table.scales, "scales")
         self._k = k
-        self.rows_scored = len(table.rows)
+        self.rows_scored, self.dim = table.rows.shape
 
     def top_k(self, queries, exclude=None):
         """The k best rows.
@@ -70,13 +53,13 @@ class ExactIndex(_Index):
 
     def read(self, rows):
         """The encodings of rows, int32 [rows]: float32 [rows, dim]."""
-        return self._read(rows)
+        # From the value: a variable that is gathered from is copied whenever it is read whole again.
+        found = tf.cast(tf.gather(self.rows.value(), rows), tf.float32)
+        return found if self.scales is None else found * tf.gather(self.scales.value(), rows)[:, None]
 
 
-class TreeIndex(_Index):
+class TreeIndex(tf.Module):
     """Scores the rows of the leaves that are nearest to a query.
-
-    Of the tree it keeps what a search reads, and nothing that is needed to change it.
 
     Args:
         table: the rows.
@@ -87,35 +70,24 @@ class TreeIndex(_Index):
     kind = "tree"
 
     def __init__(self, table: Table, k: int, budget: int | None):
-        number, dim = table.rows.shape
-        built = DynamicIndex(dim, number)
+        super().__init__()
+        number, self.dim = table.rows.shape
+        built = DynamicIndex(self.dim, number)
         built.build(unpacked(table))
-        tree = built.tree
         # In the order of the tree, so that the rows of a leaf lie side by side.
-        super().__init__(taken(table, tree.ids.numpy()))
-        self.ids = _variable(tree.ids, "ids")
-        self.slots = _variable(tree.slots[:number], "slots")
-        read = tree.levels[: tree.dense + 1]
-        self.counts = [_variable(each.counts, "counts") for each in read]
-        self.centres = [_variable(each.moments[:, :dim], "centres") for each in read]
-        self.rises = [_variable(rise(each.counts, each.moments), "rises") for each in read]
-        self._k = k
-        shape = built._search_shape(k, budget)
-        # As a tuple, since tf.Module would wrap a named one.
-        self._shape = tuple(shape)
-        self.rows_scored = min(shape.budget, number)
+        rows, scales = taken(table, built.tree.ids.numpy())
+        self.tree = FixedTree(self.dim, number, tf.as_dtype(rows.dtype), scales is not None)
+        self.tree.take(built.tree, rows, scales)
+        self._k, self._budget = k, budget
+        self.rows_scored = self.tree.rows_scored(k, budget)
 
     def top_k(self, queries, exclude=None):
         """The k best rows that are found; as `ExactIndex.top_k`."""
-        levels = [Level(c, m, None, None) for c, m in zip(self.counts, self.centres, strict=True)]
-        shape = Shape(*self._shape)
-
-        seen = (levels, self.rows, self.ids, queries, self._k, shape, exclude)
-        return tree_top_k(*seen, self.scales, self.rises, together=_TOGETHER)
+        return self.tree.top_k(queries, self._k, self._budget, exclude)
 
     def read(self, rows):
         """The encodings of rows, int32 [rows]: float32 [rows, dim]."""
-        return self._read(tf.gather(self.slots, rows))
+        return self.tree.read(rows)
 
 
 def make_index(kind: str, table: Table, k: int, budget: int | None):
@@ -125,10 +97,11 @@ def make_index(kind: str, table: Table, k: int, budget: int | None):
 
 def stored_table(index) -> Table:
     """The table that an index, as it was loaded from an export, was made of."""
-    scales = getattr(index, "scales", None)
-    table = Table(index.rows.numpy(), None if scales is None else scales.numpy())
-    slots = getattr(index, "slots", None)
-    return table if slots is None else taken(table, slots.numpy())
+    tree = getattr(index, "tree", None)
+    held = index if tree is None else tree
+    scales = getattr(held, "scales", None)
+    table = Table(held.rows.numpy(), None if scales is None else scales.numpy())
+    return table if tree is None else taken(table, tree.slots.variable.numpy())
 
 
 def _variable(values, name):

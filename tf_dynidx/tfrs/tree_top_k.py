@@ -120,7 +120,7 @@ class TreeTopK(factorized_top_k.TopK):
             ValueError: there is no index, the layer has a `query_model` and query_spec is not given,
                 or max_k is above the capacity.
         """
-        held = self.tree.dynamic_index
+        held = self.tree.fixed_tree
         if held is None:
             raise ValueError("There are no candidates to find: call index() first. Received: none")
         if query_spec is None and self.tree.query_model is not None:
