@@ -72,23 +72,23 @@ def test_lazy_form_predicts_what_the_full_form_does(rows):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_predictions_for_encodings_of_norm_one_stay_there(rows, form):
+def test_errors_of_predictions_do_not_add_up_over_refreshes(rows, form):
+    # On the unit sphere, where what a regression cannot foresee moves rows as far as what it can.
     unit = rows / 1.5
     index = make(unit, form=form)
 
     def moved():
-        for table in moving(unit, 6):
+        for table in moving(unit, 12, size=0.2, noise=0.15):
             yield table / np.linalg.norm(table, axis=1, keepdims=True)
 
     last = follow(index, moved())
-    static = np.mean(np.sum((unit - last) ** 2, axis=1))
-    assert error(index, last).mean() < 0.1 * static
-    norms = np.linalg.norm(index.read(everything), axis=1)
-    # The lazy form keeps them there on the average, and one by one once it is repaired.
-    assert abs(norms.mean() - 1.0) < 0.05
-    assert form == "lazy" or np.abs(norms - 1.0).max() < 1e-3
-    index.repair()
-    np.testing.assert_allclose(np.linalg.norm(index.read(everything), axis=1), 1.0, atol=1e-3)
+    others = np.flatnonzero(index.reencoder.written.numpy()[:SIZE] < 0)
+    features = np.concatenate([unit, np.ones([SIZE, 1])], axis=1)
+    best = features @ np.linalg.lstsq(features, last, rcond=None)[0]
+    of_best = np.mean(np.sum((best - last)[others] ** 2, axis=1))
+    static = np.mean(np.sum((unit - last)[others] ** 2, axis=1))
+    assert of_best < 0.7 * static
+    assert error(index, last)[others].mean() < 1.2 * of_best
 
 
 def test_lazy_correction_stores_nothing_but_what_was_written(rows):
@@ -117,19 +117,67 @@ def test_what_the_index_answers_is_about_the_predicted_encodings(rows, form):
     truth = queries @ table.T
     np.testing.assert_allclose(scores, -np.sort(-truth, axis=1)[:, :10], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(np.take_along_axis(truth, found.numpy(), 1), scores, atol=1e-3)
+    # Drawn as the softmax over the predictions, not over what is stored, and by what is known of them.
+    weighed = index.scores(tf.constant(queries), everything, BETA).numpy().astype(np.float64)
     for method in ("importance", "mh", "top"):
+        scored = truth if method == "top" else weighed
         sample = index.sample(queries, 16, BETA, method=method)
-        of_drawn = np.take_along_axis(truth, sample.ids.numpy(), 1)
+        of_drawn = np.take_along_axis(scored, sample.ids.numpy(), 1)
         np.testing.assert_allclose(sample.scores, of_drawn, rtol=1e-3, atol=1e-3)
         log_prob = BETA * of_drawn - sample.log_partition.numpy()[:, None]
         np.testing.assert_allclose(sample.log_prob, log_prob, rtol=1e-3, atol=1e-2)
-    # Drawn as the softmax over the predictions, not over what is stored.
     draws = np.concatenate([index.sample(queries, 64, BETA).ids for _ in range(20)], axis=1)
     frequency = np.stack([np.bincount(each, minlength=SIZE) for each in draws]) / draws.shape[1]
-    probabilities = exact_softmax(queries, table, BETA)
+    probabilities = np.exp(BETA * (weighed - weighed.max(axis=1, keepdims=True)))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
     mean = frequency @ table
     expected = probabilities @ table
     assert np.abs(mean - expected).max() < 0.1
+
+
+def test_rows_that_nothing_was_predicted_of_are_scored_as_they_are(rows):
+    index = make(rows)
+    queries = clustered(np.random.default_rng(5), 8, DIM)
+    # Far off, and taken in: but the others stand as they were given.
+    index.write(tf.range(0, SIZE, 3), -rows[::3])
+    table = index.read(everything).numpy()
+    scores = index.scores(tf.constant(queries), everything, BETA)
+    np.testing.assert_allclose(scores, queries @ table.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_predictions_weigh_by_how_far_off_rows_of_their_age_were(rows, form):
+    index = make(rows, form=form)
+    often = np.arange(0, SIZE, 10)
+    # With what no regression foresees, more of it with every step.
+    last = follow(index, moving(rows, 6, noise=0.15), lambda step: often)
+    index.upkeep()
+    queries = clustered(np.random.default_rng(5), 8, DIM)
+    table = index.read(everything).numpy()
+    lifts = index.scores(tf.constant(queries), everything, BETA).numpy() - queries @ table.T
+    squared, _, number = index.reencoder.by_age.numpy().T
+    known = number > 0
+    age = index.reencoder.clock.numpy() + 1 - index.reencoder.written.numpy()[:SIZE]
+    kind = np.minimum(np.floor(np.log2(age) + 1e-4).astype(int), len(number) - 1)
+    errors = np.where(
+        known, squared / np.maximum(number, 1e-12), (squared[known] / number[known]).max()
+    )
+    expected = 0.5 * BETA / DIM * np.sum(queries**2, axis=1)[:, None] * errors[kind]
+    np.testing.assert_allclose(lifts, expected, rtol=1e-3, atol=1e-4)
+    # Those that are written at every step are better known than those that never were.
+    others = np.flatnonzero(index.reencoder.written.numpy()[:SIZE] < 0)
+    assert len(others) > SIZE / 2
+    assert lifts[:, often].max() < lifts[:, others].min()
+    # Together they weigh about what they should.
+    truth = exact_softmax(queries, last, BETA)[:, others].sum(axis=1).mean()
+
+    def share(scores):
+        return (np.exp(BETA * scores) / np.exp(BETA * scores).sum(axis=1, keepdims=True))[:, others]
+
+    lifted, plain = (
+        share(each).sum(axis=1).mean() for each in (queries @ table.T + lifts, queries @ table.T)
+    )
+    assert plain < lifted and abs(lifted - truth) < abs(plain - truth)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -349,7 +397,7 @@ def test_landmarks_are_replaced_little_by_little_by_rows_that_are_held(rows, lan
         before = index.landmarks.numpy()
         correct(rows[np.maximum(before, 0)])
         now = index.landmarks.numpy()
-        assert 0 <= np.sum(before != now) <= max(1, len(now) // 16)
+        assert 0 <= np.sum(before != now) <= max(1, len(now) // 2)
         assert len(np.unique(now)) == len(now)
         seen |= set(now[before != now].tolist())
     assert min(seen) >= 300 and len(seen) > 40
@@ -409,13 +457,15 @@ def test_reported_error_is_that_of_what_is_written_back(rows, form):
 
 
 def test_rows_written_often_do_not_hide_those_that_are_not(rows):
-    index = make(rows)
+    # So few landmarks that most rows are never one.
+    index = make(rows, num_landmarks=8)
     often, seldom = np.arange(100, dtype=np.int32), np.arange(100, 130, dtype=np.int32)
     for _ in range(20):
         index.write(often, rows[often])
         index.correct(index.read(index.landmarks))
     index.write(seldom, 2 * rows[seldom])
-    # All but the hundred are as old as the thirty, and off by a quarter of their squared norm as these.
+    # Nearly all but the hundred are as old as the thirty, and off by a quarter of their squared norm as
+    # these.
     found = index.staleness()
     assert found["relative_error"] == pytest.approx(0.25 * (1 - 100 / SIZE), rel=0.3)
     assert 0.0 < found["largest_relative_error"] <= 0.25 + 1e-6

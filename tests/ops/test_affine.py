@@ -42,7 +42,7 @@ def test_composed_map_does_what_its_steps_do_and_is_undone(seed, dim, number):
 def test_pulled_back_queries_score_what_is_stored_as_what_it_stands_for(seed, dim):
     rng = np.random.default_rng(seed)
     rows, queries = (rng.normal(size=[size, dim]).astype(np.float32) for size in (20, 5))
-    made = affine.scaled(composed(dim, changes(seed, dim, 3)), 0.7)
+    made = composed(dim, changes(seed, dim, 3))
     pulled, shifts = affine.pulled_back(made, queries)
     np.testing.assert_allclose(
         pulled.numpy() @ rows.T + shifts.numpy()[:, None],

@@ -1,5 +1,6 @@
 """`DynamicIndex`: sample from, search and keep true a table of target encodings that moves."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -38,9 +39,10 @@ class Sample(NamedTuple):
 
     Attributes:
         ids: int32 [queries, num_samples], row ids, with replacement.
-        scores: float32 [queries, num_samples], q.y on the row table, without beta.
+        scores: float32 [queries, num_samples], q.y on the row table, without beta; more for a row that
+            is predicted, as `DynamicIndex.sample` says.
         log_prob: float32 [queries, num_samples], log probability of one draw being that row:
-            beta q.y - log_partition.
+            beta score - log_partition.
         log_partition: float32 [queries], estimate of log sum_y exp(beta q.y) over the rows that are
             not excluded.
     """
@@ -103,8 +105,8 @@ class DynamicIndex(tf.Module):
                 pass over all rows begins to cost more than it gains.
             landmarks: how rows to be encoded again are chosen: "uniform"; "spread", far from those
                 there are, as k-means++ seeds; "use", of those written back lately; "mixed" (default),
-                a third each. They are replaced little by little, a sixteenth at each refresh.
-            num_landmarks: int, how many; default 8 (dim + 1), several times the features of the
+                a third each. Half of them are replaced at each refresh.
+            num_landmarks: int, how many; default 16 (dim + 1), several times the features of the
                 regression, and at most `capacity`.
             refresh_every: int, write-backs between refreshes (see `due`); default: chosen from how far
                 the landmarks move: about a tenth of an encoding's norm from one to the next, or ten.
@@ -217,14 +219,13 @@ class DynamicIndex(tf.Module):
             raise ValueError(
                 f"rows and embeddings must agree. Received: {len(rows)} rows, {number} embeddings"
             )
-        on_sphere = checks.finite("embeddings", embeddings, self.tree.rows.dtype)
+        checks.finite("embeddings", embeddings, self.tree.rows.dtype)
         try:
             layout.build(self.tree, rows, embeddings, progress)
             self._settle(progress)
         except BaseException:
             self.tree.clear()  # half an index is none, also when it was interrupted
             raise
-        self.reencoder.on_sphere.assign(on_sphere)
         chosen = np.random.default_rng(self.seed).permutation(number)[: self.num_landmarks]
         self.reencoder.start(rows[chosen])
 
@@ -241,9 +242,8 @@ class DynamicIndex(tf.Module):
         Raises:
             ValueError: an argument is not as described; nothing was changed.
         """
-        rows, embeddings, on_sphere = self._rows_and_vectors(rows, embeddings)
+        rows, embeddings = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, True)
-        self.reencoder.on_sphere.assign(self.reencoder.on_sphere & on_sphere)
         for block, vectors in _blocks(rows, embeddings):
             self._write_block(block, vectors)
         self._refresh(self._groups_of(rows))
@@ -260,9 +260,8 @@ class DynamicIndex(tf.Module):
         Raises:
             ValueError: an argument is not as described; nothing was changed.
         """
-        rows, embeddings, on_sphere = self._rows_and_vectors(rows, embeddings)
+        rows, embeddings = self._rows_and_vectors(rows, embeddings)
         self._must_hold(rows, False)
-        self.reencoder.on_sphere.assign(self.reencoder.on_sphere & on_sphere)
         for block, vectors in _blocks(rows, embeddings):
             self._stamp(block)
             vectors = self._stored(vectors)
@@ -329,6 +328,11 @@ class DynamicIndex(tf.Module):
     @where_kept
     def sample(self, queries, num_samples, beta, exclude=None, method="importance", seed=None):
         """Draws rows from the softmax over all rows, for each query.
+
+        Once rows have been moved by `correct` or `refresh`, they are predictions, and weigh the more the
+        less is known of them: exp(beta q.y) is averaged over what an encoding may be, off by as much as
+        rows of the same age turned out to be (`tf_dynidx.ops.doubt`). `scores`, `log_prob` and
+        `log_partition` are about that. "top" takes predictions as they are.
 
         "importance" (the default): the heaviest leaves are opened and scored exactly; rows proposed
         from the others are scored and weighted by how likely they were proposed; the draws are taken
@@ -567,6 +571,7 @@ class DynamicIndex(tf.Module):
         """`sample`, without checks: for use inside a training step."""
         tree, shape = self.tree, sample_shape(self.tree, num_samples)
         levels = tree.levels
+        by_age, lift = self.reencoder.lifts(queries, beta)
         queries, shifts = self.reencoder.pulled_back(queries)
         if method == "top":
             scores, ids = tree_top_k(levels, tree.rows, tree.ids, queries, num_samples, shape, exclude)
@@ -576,13 +581,15 @@ class DynamicIndex(tf.Module):
         # Chains read all of the budget; and an index that is read whole is drawn from exactly.
         all_of_it = method == "mh" or self.capacity <= shape.budget
         tolerance = 0.0 if all_of_it else _ENOUGH
-        front = frontier.open_nodes(levels, queries, beta, shape, shape.budget // 8, tolerance)
+        kept = shape.budget // 8
+        front = frontier.open_nodes(levels, queries, beta, shape, kept, tolerance, lift)
+        lift_of = functools.partial(self.reencoder.lift_of, by_age)
         seen = (tree.rows, tree.ids, levels, front, queries, beta, shape, exclude)
         if method == "mh":
-            ids, scores, log_partition = chains.sample(*seen, num_samples, seed)
+            ids, scores, log_partition = chains.sample(*seen, num_samples, seed, lift_of)
         else:
             seeds = tf.random.split(seed, 2, alg="philox")
-            pool = frontier.pool(*seen, seeds[0])
+            pool = frontier.pool(*seen, seeds[0], lift_of)
             entry = draws.categorical(pool.log_weights, num_samples, seeds[1])
             ids = tf.gather(pool.ids, entry, batch_dims=1)
             scores = tf.gather(pool.scores, entry, batch_dims=1)
@@ -608,6 +615,30 @@ class DynamicIndex(tf.Module):
     def read(self, rows):
         """The encodings of rows as the index predicts them: float32 [rows, dim]; anything at no row."""
         return self.reencoder.read(rows)
+
+    @where_kept
+    def scores(self, queries, rows, beta):
+        """Scores that `draw` draws by: it draws from the softmax of beta times these, over all rows.
+
+        They are q.y, and more for a row whose encoding is predicted: see `sample`.
+
+        Args:
+            queries: float32 [queries, dim].
+            rows: int32 [rows], scored for every query; or [queries, rows], its own for each.
+            beta: float32 scalar.
+
+        Returns:
+            float32 [queries, rows]; anything at no row.
+        """
+        by_age, _ = self.reencoder.lifts(queries, beta)
+        predicted = self.read(tf.reshape(rows, [-1]))
+        if rows.shape.rank == 1:
+            scores = tf.matmul(queries, predicted, transpose_b=True)
+            rows = rows[None]
+        else:
+            number = tf.shape(rows)[1]
+            scores = tf.linalg.matvec(tf.reshape(predicted, [-1, number, self.dim]), queries)
+        return scores + self.reencoder.lift_of(by_age, tf.range(tf.shape(queries)[0]), rows)
 
     @where_kept
     def contains(self, rows):
@@ -762,7 +793,8 @@ class DynamicIndex(tf.Module):
                 "rows and embeddings must agree; nothing was changed. "
                 f"Received: {len(rows)} rows, {len(embeddings)} embeddings"
             )
-        return rows, embeddings, checks.finite("embeddings", embeddings, self.tree.rows.dtype)
+        checks.finite("embeddings", embeddings, self.tree.rows.dtype)
+        return rows, embeddings
 
     def _must_hold(self, rows, held):
         found = self.tree.contains(tf.constant(rows)).numpy()

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tf_dynidx.index import checks
 from tf_dynidx.index.integers import state
 from tf_dynidx.index.tree import GROUP
-from tf_dynidx.ops import affine, draws, regression
+from tf_dynidx.ops import affine, doubt, draws, regression
 from tf_dynidx.ops.in_place import do_if, ids_after
 from tf_dynidx.ops.membership import is_among
 from tf_dynidx.ops.nodes import NEVER
@@ -16,8 +16,8 @@ KERNELS = ("linear", "rbf", "linear+rbf")
 FORMS = ("full", "lazy")
 LANDMARKS = ("uniform", "spread", "use", "mixed")
 _LAZY_FROM = 250_000  # rows from which on a pass over all of them costs more than what it corrects
-_PER_FEATURE = 8  # landmarks for each feature of the regression: with fewer it fits noise
-_RENEWED = 16  # one landmark in so many is replaced at a refresh
+_PER_FEATURE = 16  # landmarks for each feature of the regression: with fewer it fits noise
+_RENEWED = 2  # one landmark in so many is replaced at a refresh: the others tell how far rows moved
 _CANDIDATES = 8  # rows that are looked at for each new landmark
 _RECENT = 16_384  # rows last written that are remembered
 _LONG_AGO = -(2**30)  # when rows that were never written were written
@@ -64,8 +64,6 @@ class Reencoder(tf.Module):
         dim = tree.dim
 
         self.landmarks = state(tf.fill([num_landmarks], NEVER), "landmarks")
-        # Whether all rows were of norm 1 when they were given: then predictions are held there.
-        self.on_sphere = state(False, "on_sphere")
         # Time is counted in write-backs: when each row was last written, and all were last corrected.
         self.clock = state(0, "clock")
         self.corrected = state(0, "corrected")
@@ -117,6 +115,41 @@ class Reencoder(tf.Module):
         """The encodings of rows as they are predicted to be now: float32 [ids, dim]."""
         rows = self.tree.read(ids)
         return rows if self.form == "full" else affine.forward(self.map, rows)
+
+    # How little is known of rows.
+
+    def lifts(self, queries, beta):
+        """What doubt adds to the scores of rows, by their age and on the average.
+
+        Args:
+            queries: float32 [queries, dim].
+            beta: float32 scalar.
+
+        Returns:
+            (by_age, mean): float32 [queries, ages] and [queries].
+        """
+        squared, _, number = tf.unstack(self.by_age, axis=1)
+        errors = squared / tf.maximum(number, 1e-12)
+        # An age of which nothing was written back: as far off as any.
+        errors = tf.where(number > 0.0, errors, tf.reduce_max(tf.where(number > 0.0, errors, 0.0)))
+        # What nothing was predicted of stands as it was given.
+        errors = tf.where(self.refreshes > 0, errors, 0.0)
+        by_age = doubt.lifts(errors, queries, beta)
+        return by_age, doubt.mean_lift(by_age, self._share_of_ages(), beta)
+
+    def lift_of(self, by_age, owner, ids):
+        """What doubt adds to the scores of rows.
+
+        Args:
+            by_age: float32 [queries, ages], as from `lifts`.
+            owner: int32 [lists], which query each list of rows is for.
+            ids: int32 [lists or 1, rows], row ids; an id that is no row is as old as can be.
+
+        Returns:
+            float32 [lists, rows].
+        """
+        ages = self._ages(self._written(ids))
+        return tf.gather(tf.reshape(by_age, [-1]), owner[:, None] * by_age.shape[1] + ages)
 
     # Write-back.
 
@@ -191,6 +224,16 @@ class Reencoder(tf.Module):
         exponent = tf.cast(tf.math.log(age) / math.log(2.0) + 1e-4, tf.int32)
         return tf.minimum(exponent, _AGES - 1)
 
+    def _share_of_ages(self):
+        """How many rows are of each age, up to a factor: float32 [ages]."""
+        # Rows anywhere in the tree, evenly: as many as tell.
+        stride = max(1, self.tree.num_slots // _SURVEYED)
+        places = tf.range(0, self.tree.num_slots, stride)
+        ids = tf.gather(self.tree.ids, places)
+        held = tf.cast(ids != NEVER, tf.float32)
+        ages = self._ages(self._written(ids))
+        return tf.linalg.matvec(tf.one_hot(ages, _AGES), held, transpose_a=True)
+
     def _share_behind(self, ids):
         """Share of the time since the last correction that has passed since each row was written."""
         period = tf.maximum(self.clock - self.corrected, 1)
@@ -225,8 +268,10 @@ class Reencoder(tf.Module):
         if self.form == "full":
             self._move_rows(matrix, rbf)
         else:
-            self._move_map(matrix, before)
-        self._adapt(before, after, behind)
+            self._move_map(matrix)
+        # A new landmark holds a prediction: what that is off by is no movement of this time.
+        exact = known & (self._written(self.landmarks) == self.corrected)
+        self._adapt(before, after, exact)
         for measured in (self.by_group, self.by_age):
             measured.assign(_MEMORY * measured)
         self.write(tf.where(known, self.landmarks, NEVER), after)
@@ -258,10 +303,10 @@ class Reencoder(tf.Module):
         self._map_rows(moved)
         self.tree.mark_all()
 
-    def _move_map(self, matrix, landmarks):
+    def _move_map(self, matrix):
         """Lets the map move all rows, and writes those anew that were written since the last time."""
         old = self.map
-        new = affine.scaled(affine.followed_by(old, matrix), self._to_sphere(landmarks, matrix))
+        new = affine.followed_by(old, matrix)
         ids = distinct(self.recent)
         behind = self._share_behind(ids)[:, None]
         there = affine.forward(old, self.tree.read(ids))
@@ -284,13 +329,6 @@ class Reencoder(tf.Module):
         do_if(sound, follow)
         do_if(~sound, start_again)
 
-    def _to_sphere(self, landmarks, matrix):
-        """What brings the landmarks, once moved, back to norm 1 on the average; 1 if off the sphere."""
-        known = tf.cast(tf.reduce_any(landmarks != 0.0, axis=1), tf.float32)
-        norms = tf.norm(regression.apply_change(landmarks, matrix), axis=1)
-        mean = tf.reduce_sum(norms * known) / tf.maximum(tf.reduce_sum(known), 1.0)
-        return tf.where(self.on_sphere & (mean > 1e-6), 1.0 / tf.maximum(mean, 1e-6), 1.0)
-
     def fold(self):
         """Lets every row store what it stands for; the map starts again from nothing."""
         # A SavedModel traces this in either form.
@@ -310,28 +348,26 @@ class Reencoder(tf.Module):
         """Replaces all rows, block by block, so that memory for float32 copies does not grow."""
         # Read once: a variable that was scattered into is copied whenever it is read.
         rows, ids = self.tree.rows.read_value(), self.tree.ids.read_value()
-        total = rows.shape[0]
+        total, parts = rows.shape[0], []
         block = max(_BLOCK, -(-total // _BLOCKS))
-        ones, parts = tf.ones([self.tree.dim, 1]), []
         for start in range(0, total, block):
             mine = ids[start : start + block]
             after = moved(tf.cast(rows[start : start + block], tf.float32), mine)
-            squares = tf.matmul(after**2, ones)
-            shrink = tf.where(self.on_sphere, tf.math.rsqrt(tf.maximum(squares, 1e-12)), 1.0)
             # Emptied slots stay zero: moved again and again, nothing would keep what they held finite.
-            after = tf.where((mine != NEVER)[:, None], after * shrink, 0.0)
+            after = tf.where((mine != NEVER)[:, None], after, 0.0)
             parts.append(tf.cast(after, rows.dtype))
         self.tree.rows.assign(tf.concat(parts, axis=0))
 
-    def _adapt(self, before, after, behind):
+    def _adapt(self, before, after, exact):
         """Chooses the time to the next refresh, so that about as much moves until then as is wanted."""
         if self.refresh_every:
             return
-        held = tf.cast(behind >= 1.0, tf.float32)
-        change = tf.reduce_sum(tf.reduce_sum((after - before) ** 2, axis=1) * held)
-        size = tf.reduce_sum(tf.reduce_sum(after**2, axis=1) * held)
+        exact = tf.cast(exact, tf.float32)
+        change = tf.reduce_sum(tf.reduce_sum((after - before) ** 2, axis=1) * exact)
+        size = tf.reduce_sum(tf.reduce_sum(after**2, axis=1) * exact)
         wanted = tf.sqrt(_MOVEMENT * size / tf.maximum(change, 1e-12))
-        factor = tf.where(tf.math.is_finite(wanted), tf.clip_by_value(wanted, 0.5, 2.0), 1.0)
+        told = (size > 0.0) & tf.math.is_finite(wanted)
+        factor = tf.where(told, tf.clip_by_value(wanted, 0.5, 2.0), 1.0)
         self.period.assign(tf.clip_by_value(self.period * factor, _SHORTEST, _LONGEST))
 
     # Landmarks.
@@ -348,7 +384,7 @@ class Reencoder(tf.Module):
         )
 
     def _renew(self):
-        """Replaces a few of the landmarks, in turn, so that all of the corpus is looked at in time."""
+        """Replaces half of the landmarks, in turn, so that all of the corpus is looked at in time."""
         number = max(1, self.num_landmarks // _RENEWED)
         place = (self.refreshes * number + tf.range(number)) % self.num_landmarks
         seeds = tf.random.split(tf.stack([self.seed + 3, self.refreshes]), 4, alg="philox")
@@ -401,14 +437,7 @@ class Reencoder(tf.Module):
             the tree, NaN where nothing was lately.
         """
         squared, size, number = tf.unstack(self.by_age, axis=1)
-        # Rows anywhere in the tree, evenly: as many as tell the shares of the ages.
-        stride = max(1, self.tree.num_slots // _SURVEYED)
-        ids = self.tree.ids[: self.tree.num_slots : stride]
-        held = tf.cast(ids != NEVER, tf.float32)
-        share = tf.linalg.matvec(
-            tf.one_hot(self._ages(self._written(ids)), _AGES), held, transpose_a=True
-        )
-        share = tf.where(number > 0, share, 0.0)
+        share = tf.where(number > 0, self._share_of_ages(), 0.0)
         error = tf.where(number > 0, squared / tf.maximum(size, 1e-12), 0.0)
         overall = tf.math.divide_no_nan(tf.reduce_sum(error * share), tf.reduce_sum(share))
         squared, size, number = tf.unstack(self.by_group[: self.tree.num_groups], axis=1)
@@ -422,7 +451,6 @@ class Reencoder(tf.Module):
         for variable in (self.moment, self.target, self.by_group, self.by_age, self.lurch, self.jumps):
             variable.assign(tf.zeros_like(variable))
         self.corrected.assign(self.clock)
-        self.on_sphere.assign(False)
         if self.form == "lazy":
             self._set_map(affine.identity(self.tree.dim))
 

@@ -5,7 +5,7 @@ import warnings
 import tensorflow as tf
 
 from tf_dynidx.index import DynamicIndex, checks, reencoder
-from tf_dynidx.miners.miner import Miner, softmax_log_prob
+from tf_dynidx.miners.miner import Miner, without_positives
 from tf_dynidx.ops.in_place import do_if
 
 
@@ -71,7 +71,8 @@ class Tree(Miner):
         return tf.maximum(sample.ids, 0), sample.log_partition
 
     def log_prob(self, rows, queries, beta, positives, drawn):
-        return softmax_log_prob(self.index.read, rows, queries, beta, positives, drawn)
+        log_prob = beta * self.index.scores(queries, rows, beta) - drawn[:, None]
+        return without_positives(log_prob, rows[None] if rows.shape.rank == 1 else rows, positives)
 
     def own_log_prob(self, rows, queries, beta, positives, drawn):
         return self.log_prob(rows, queries, beta, positives, drawn)

@@ -75,11 +75,6 @@ def followed_by(affine, change):
     )
 
 
-def scaled(affine, factor):
-    """The map, and after it y -> factor y."""
-    return Affine(affine.matrix * factor, affine.inverse / factor, affine.offset * factor)
-
-
 def sound(affine):
     """bool scalar, whether the map can be undone without loss worth speaking of."""
     dim = affine.matrix.shape[0]

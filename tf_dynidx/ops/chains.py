@@ -9,14 +9,15 @@ from tf_dynidx.ops.nodes import NEVER
 _FEWEST_STEPS = 16  # of a chain
 
 
-def sample(rows, ids, levels, front, queries, beta, shape, exclude, num_samples, seed):
+def sample(rows, ids, levels, front, queries, beta, shape, exclude, num_samples, seed, lift_of=None):
     """Draws by one chain each, over proposals from the frontier, and the log partition by the same.
 
     A proposal is a row of an opened leaf with its exact weight, or an unopened node by its mass and a
     uniform member of it. Chains are as long as the budget allows, and 16 steps at least.
 
     Args:
-        rows, ids, levels, queries, beta, shape, exclude: as for `tf_dynidx.ops.frontier.pool`.
+        rows, ids, levels, queries, beta, shape, exclude, lift_of: as for
+            `tf_dynidx.ops.frontier.pool`.
         front: what `tf_dynidx.ops.frontier.open_nodes` returned.
         num_samples: int.
         seed: int32 [2].
@@ -28,6 +29,8 @@ def sample(rows, ids, levels, front, queries, beta, shape, exclude, num_samples,
     seeds = tf.random.split(seed, 4, alg="philox")
     batch = tf.shape(queries)[0]
     member_slots, member_scores = frontier.members(rows, front, queries, beta, shape)
+    if lift_of is not None:
+        member_scores += beta * lift_of(tf.range(batch), tf.gather(ids, member_slots))
     closed = frontier.closed_nodes(levels, front.rest, beta, shape)
     rest = closed.log_total[:, None]
     log_weights = tf.concat([member_scores, rest], axis=1)
@@ -39,8 +42,9 @@ def sample(rows, ids, levels, front, queries, beta, shape, exclude, num_samples,
     member = entry < shape.budget
     picked = tf.gather(member_slots, tf.minimum(entry, shape.budget - 1), batch_dims=1)
     slots = tf.where(member, picked, drawn)
-    scores = beta * frontier.dots(queries, rows, slots)
     found = tf.gather(ids, slots)
+    scores = frontier.dots(queries, rows, slots)
+    scores = beta * (scores if lift_of is None else scores + lift_of(tf.range(batch), found))
     absent = (found == NEVER) | is_among(found, exclude) | ~(member | tf.math.is_finite(log_q))
     log_ratios = tf.where(member, 0.0, scores - log_q - rest)
     log_ratios = tf.where(absent, -float("inf"), log_ratios)

@@ -107,7 +107,7 @@ class Pool(NamedTuple):
         return tf.reduce_logsumexp(self.log_weights, axis=1)
 
 
-def open_nodes(levels, queries, beta, shape, keep_proposals, tolerance=0.0):
+def open_nodes(levels, queries, beta, shape, keep_proposals, tolerance=0.0, lift=None):
     """Opens the heaviest nodes level by level, and leaves as far as reading their rows pays.
 
     All nodes of level `shape.dense` are scored, the `shape.width` heaviest are opened, and so on down
@@ -128,6 +128,7 @@ def open_nodes(levels, queries, beta, shape, keep_proposals, tolerance=0.0):
         keep_proposals: int, rows of the budget that leaves may not take.
         tolerance: float, squared error of the mass that is as good as none. Default 0: the budget is
             used up.
+        lift: float32 [queries], what is added to the scores of rows, on the average; default 0.
 
     Returns:
         A `Frontier`.
@@ -139,6 +140,7 @@ def open_nodes(levels, queries, beta, shape, keep_proposals, tolerance=0.0):
     counts, radii = level.counts[None], level.radii[None]
     along, across = masses.project(queries, level.moments)
     for here in range(shape.dense, -1, -1):
+        along = along if lift is None else along + lift[:, None]
         spread = beta * norms * radii
         mass = masses.log_masses(along, across, spread, counts, beta)
         segment = Segment(here, ids, counts, along, spread, mass)
@@ -198,7 +200,7 @@ def open_nodes(levels, queries, beta, shape, keep_proposals, tolerance=0.0):
     return Frontier(leaves, ends, members, read[:, 0], rest)
 
 
-def pool(rows, ids, levels, frontier, queries, beta, shape, exclude, seed):
+def pool(rows, ids, levels, frontier, queries, beta, shape, exclude, seed, lift_of=None):
     """The rows of the opened leaves, and rows that stand for the unopened nodes.
 
     What the opened leaves leave of what is to be read goes to proposals: a node drawn by its estimated
@@ -214,6 +216,8 @@ def pool(rows, ids, levels, frontier, queries, beta, shape, exclude, seed):
         frontier: what `open_nodes` returned.
         exclude: int32 [queries, excluded], row ids that count as absent; padded with `NEVER`.
         seed: int32 [2].
+        lift_of: function from int32 [lists], which query each list is for, and int32 [lists, rows], row
+            ids, to float32 [lists, rows], what is added to their scores; default: nothing.
 
     Returns:
         A `Pool` of `shape.budget` entries or a few more.
@@ -237,7 +241,8 @@ def pool(rows, ids, levels, frontier, queries, beta, shape, exclude, seed):
         drawn, log_q = propose(levels, closed, shape, points, seeds[1], owner)
         slots = tf.where(member, tf.gather(opened, owner * width + place), drawn)
         found = tf.gather(ids, slots)
-        scores = beta * dots(tf.gather(queries, owner), rows, slots)
+        scores = dots(tf.gather(queries, owner), rows, slots)
+        scores = beta * (scores if lift_of is None else scores + lift_of(owner, found))
         absent = (found == NEVER) | is_among(found, tf.gather(exclude, owner))
         absent |= ~(member | tf.math.is_finite(log_q)) | (position >= last)
         weights = tf.where(member, scores, scores - log_q - tf.math.log(proposals))
