@@ -329,7 +329,7 @@ class DynamicIndex(tf.Module):
     def sample(self, queries, num_samples, beta, exclude=None, method="importance", seed=None):
         """Draws rows from the softmax over all rows, for each query.
 
-        Once rows have been moved by `correct` or `refresh`, they are predictions, and weigh the more the
+        Once rows have been moved by `correct` or `refresh` they are predictions, and weigh the more the
         less is known of them: exp(beta q.y) is averaged over what an encoding may be, off by as much as
         rows of the same age turned out to be (`tf_dynidx.ops.doubt`). `scores`, `log_prob` and
         `log_partition` are about that. "top" takes predictions as they are.
