@@ -1,38 +1,61 @@
 import numpy as np
-import pytest
-import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import gammaln, ive
 
+from tests.reference import unit
 from tf_dynidx.ops import doubt
 
-DIM, BETA = 6, 1.5
 ERRORS = np.float32([0.0, 0.1, 0.7, 1.3])
 
 
-@pytest.fixture(name="queries")
-def _queries():
-    return np.random.default_rng(0).normal(size=[5, DIM]).astype(np.float32)
+def queries(dim=6, seed=0):
+    return np.random.default_rng(seed).normal(size=[5, dim]).astype(np.float32)
 
 
-def test_row_weighs_what_its_encoding_is_expected_to_weigh(queries):
+def test_row_weighs_what_its_encoding_is_expected_to_weigh():
     rng = np.random.default_rng(1)
-    means = rng.normal(size=[len(ERRORS), DIM])
-    # Of two opposite places both, so that the mean is exact.
-    noise = rng.normal(size=[100_000, DIM])
-    noise = np.concatenate([noise, -noise]) / np.sqrt(DIM)
-    lifts = doubt.lifts(ERRORS, queries, BETA).numpy()
+    means, beta = rng.normal(size=[len(ERRORS), 6]), 1.5
+    # Of two opposite directions both, so that the mean is exact.
+    directions = unit(rng.normal(size=[100_000, 6])).astype(np.float64)
+    directions = np.concatenate([directions, -directions])
+    lifts = doubt.lifts(ERRORS, queries(), beta).numpy()
     for kind, (mean, error) in enumerate(zip(means, ERRORS, strict=True)):
-        encodings = mean + np.sqrt(error) * noise
-        assert np.mean(np.sum((encodings - mean) ** 2, axis=1)) == pytest.approx(error, rel=0.01)
-        weights = np.exp(BETA * queries @ encodings.T).mean(axis=1)
-        found = np.exp(BETA * (queries @ mean + lifts[:, kind]))
-        np.testing.assert_allclose(found, weights, rtol=0.02)
+        encodings = mean + np.sqrt(error) * directions
+        weights = np.log(np.exp(beta * queries() @ encodings.T).mean(axis=1))
+        np.testing.assert_allclose(beta * (queries() @ mean + lifts[:, kind]), weights, atol=0.08)
 
 
-def test_mean_lift_is_that_of_the_rows_together(queries):
-    lifts = doubt.lifts(ERRORS, queries, BETA)
+@given(
+    seed=st.integers(0, 1000),
+    dim=st.integers(2, 200),
+    beta=st.floats(0.125, 200.0, width=32),
+    error=st.floats(2**-20, 4.0, width=32),
+)
+def test_lift_is_the_bessel_function_of_an_error_in_any_direction(seed, dim, beta, error):
+    lift = doubt.lifts(np.float32([error]), queries(dim, seed), beta).numpy()[:, 0]
+    length = np.linalg.norm(queries(dim, seed).astype(np.float64), axis=1) * np.sqrt(error)
+    x, nu = beta * length, dim / 2 - 1
+    exact = gammaln(nu + 1) + nu * np.log(2 / x) + np.log(ive(nu, x)) + x
+    assert np.isfinite(exact).all()
+    # The leading term is off the least where there are many dimensions, and nowhere above.
+    np.testing.assert_array_less(lift, 1.0001 * exact / beta + 1e-4)
+    np.testing.assert_array_less(exact - 0.07 * x - 0.02, beta * lift)
+    assert (lift >= 0.0).all() and (lift <= length).all()
+
+
+def test_error_of_none_lifts_nothing_and_a_small_one_is_not_lost():
+    lifts = doubt.lifts(np.float32([0.0, 1e-8]), queries(), 1.5).numpy()
+    np.testing.assert_array_equal(lifts[:, 0], np.zeros(5))
+    second_order = 0.5 * 1.5 * np.sum(queries() ** 2, axis=1) * 1e-8 / 6
+    np.testing.assert_allclose(lifts[:, 1], second_order, rtol=0.01)
+
+
+def test_mean_lift_is_that_of_the_rows_together():
+    lifts, beta = doubt.lifts(ERRORS, queries(), 1.5), 1.5
     shares = np.float32([3, 0, 5, 2])
     each = np.repeat(lifts.numpy(), shares.astype(int), axis=1)
-    expected = np.log(np.exp(BETA * each).mean(axis=1)) / BETA
-    np.testing.assert_allclose(doubt.mean_lift(lifts, shares, BETA), expected, rtol=1e-5)
-    np.testing.assert_array_equal(doubt.mean_lift(lifts, 0.0 * shares, BETA), np.zeros(5))
-    assert tf.reduce_all(doubt.mean_lift(lifts, shares, BETA) >= 0.0)
+    expected = np.log(np.exp(beta * each).mean(axis=1)) / beta
+    assert (expected > 0).all()
+    np.testing.assert_allclose(doubt.mean_lift(lifts, shares, beta), expected, rtol=1e-5)
+    np.testing.assert_array_equal(doubt.mean_lift(lifts, 0.0 * shares, beta), np.zeros(5))

@@ -20,7 +20,9 @@ class FixedTree(tf.Module):
     `value()`, and replaced as a whole by `take`.
 
     Attributes:
-        rows: [slots, dim]; float32 [slots] `scales` are what they are to be multiplied by, or None.
+        rows: [slots, dim], the row table, in the order of the tree.
+        scales: float32 [slots], what rows are to be multiplied by; None where they are not.
+        slots: int32 [capacity], the slot of each row id.
     """
 
     def __init__(self, dim, capacity, dtype=tf.float32, scaled=False, name=None):
