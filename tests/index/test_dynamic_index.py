@@ -64,7 +64,7 @@ def test_build_holds_every_row_once(index, rows):
     check_holds(index, dict(enumerate(rows)))
     check_invariants(index)
     landmarks = index.landmarks.numpy()
-    assert len(set(landmarks)) == len(landmarks) == 8 * (DIM + 1)
+    assert len(set(landmarks)) == len(landmarks) == 16 * (DIM + 1)
 
 
 def test_build_holds_rows_under_ids_of_the_callers_choice():

@@ -157,7 +157,7 @@ def test_statistics_that_are_behind_are_found_until_the_next_upkeep(rows):
 def test_stats_are_those_of_the_rows(index, rows):
     stats, tree = index.stats(), index.tree
     assert (stats["size"], stats["capacity"], stats["dense_level"]) == (SIZE, SIZE, tree.dense)
-    assert stats["landmarks"] == 8 * (DIM + 1) and len(stats["levels"]) == len(tree.widths)
+    assert stats["landmarks"] == 16 * (DIM + 1) and len(stats["levels"]) == len(tree.widths)
     slot = np.flatnonzero(tree.ids.numpy() >= 0)
     held = tree.rows.numpy()[slot].astype(np.float64)
     for place, level in enumerate(stats["levels"]):
