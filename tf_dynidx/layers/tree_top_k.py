@@ -87,7 +87,7 @@ class TreeTopK(keras.layers.Layer):
         return self._tree
 
     def index(self, candidates, identifiers=None, progress=False):
-        """Takes in candidates, in place of those there were, which are held until the new ones are ready.
+        """Takes in candidates, in place of those there were, which it holds until the new are ready.
 
         Args:
             candidates: float [candidates, dim], encodings; a tensor, a NumPy array or a memmap.
