@@ -13,7 +13,7 @@ from tf_dynidx.keras_world import IS_KERAS_3
 from tf_dynidx.serving.retrieval import MEANINGS
 
 _PATH = os.path.join("assets.extra", "model_card.json")
-_FORMAT = 1
+_FORMAT = 2  # of the export as a whole: raised when what `refresh_export` reads of it moves
 
 
 def write_card(folder: str | os.PathLike, card: dict) -> None:
