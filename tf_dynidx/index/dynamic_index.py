@@ -571,7 +571,7 @@ class DynamicIndex(tf.Module):
         """`sample`, without checks: for use inside a training step."""
         tree, shape = self.tree, sample_shape(self.tree, num_samples)
         levels = tree.levels
-        by_age, lift = self.reencoder.lifts(queries, beta)
+        by_age = self.reencoder.lifts(queries, beta)
         queries, shifts = self.reencoder.pulled_back(queries)
         if method == "top":
             scores, ids = tree_top_k(levels, tree.rows, tree.ids, queries, num_samples, shape, exclude)
@@ -581,7 +581,7 @@ class DynamicIndex(tf.Module):
         # Chains read all of the budget; and an index that is read whole is drawn from exactly.
         all_of_it = method == "mh" or self.capacity <= shape.budget
         tolerance = 0.0 if all_of_it else _ENOUGH
-        kept = shape.budget // 8
+        kept, lift = shape.budget // 8, self.reencoder.mean_lift(by_age, beta)
         front = frontier.open_nodes(levels, queries, beta, shape, kept, tolerance, lift)
         lift_of = functools.partial(self.reencoder.lift_of, by_age)
         seen = (tree.rows, tree.ids, levels, front, queries, beta, shape, exclude)
@@ -630,7 +630,7 @@ class DynamicIndex(tf.Module):
         Returns:
             float32 [queries, rows]; anything at no row.
         """
-        by_age, _ = self.reencoder.lifts(queries, beta)
+        by_age = self.reencoder.lifts(queries, beta)
         predicted = self.read(tf.reshape(rows, [-1]))
         if rows.shape.rank == 1:
             scores = tf.matmul(queries, predicted, transpose_b=True)

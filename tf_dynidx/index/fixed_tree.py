@@ -106,9 +106,23 @@ class FixedTree(tf.Module):
 
     def read(self, ids):
         """The rows of ids: float32 [ids, dim]; anything for an id that is no row."""
-        slots = self._slots_of(ids)
-        rows = tf.cast(tf.gather(self.rows.value(), slots), tf.float32)
-        return rows if self.scales is None else rows * tf.gather(self.scales.value(), slots)[:, None]
+        return read_rows(self.rows, self.scales, self._slots_of(ids))
 
     def _slots_of(self, ids):
         return tf.gather(self.slots, tf.clip_by_value(ids, 0, self.capacity - 1))
+
+
+def read_rows(rows, scales, places):
+    """What a table stands for at places.
+
+    Args:
+        rows: variable [rows, dim].
+        scales: variable [rows], what they are to be multiplied by; or None.
+        places: int32 [places].
+
+    Returns:
+        float32 [places, dim].
+    """
+    # From the value: a variable that is gathered from is copied whenever it is read whole again.
+    found = tf.cast(tf.gather(rows.value(), places), tf.float32)
+    return found if scales is None else found * tf.gather(scales.value(), places)[:, None]

@@ -119,14 +119,14 @@ class Reencoder(tf.Module):
     # How little is known of rows.
 
     def lifts(self, queries, beta):
-        """What doubt adds to the scores of rows, by their age and on the average.
+        """What doubt adds to the scores of rows, by their age.
 
         Args:
             queries: float32 [queries, dim].
             beta: float32 scalar.
 
         Returns:
-            (by_age, mean): float32 [queries, ages] and [queries].
+            float32 [queries, ages].
         """
         squared, _, number = tf.unstack(self.by_age, axis=1)
         errors = squared / tf.maximum(number, 1e-12)
@@ -134,8 +134,11 @@ class Reencoder(tf.Module):
         errors = tf.where(number > 0.0, errors, tf.reduce_max(tf.where(number > 0.0, errors, 0.0)))
         # What nothing was predicted of stands as it was given.
         errors = tf.where(self.refreshes > 0, errors, 0.0)
-        by_age = doubt.lifts(errors, queries, beta)
-        return by_age, doubt.mean_lift(by_age, self._share_of_ages(), beta)
+        return doubt.lifts(errors, queries, beta)
+
+    def mean_lift(self, by_age, beta):
+        """What doubt adds to the scores of rows, on the average: float32 [queries]."""
+        return doubt.mean_lift(by_age, self._share_of_ages(), beta)
 
     def lift_of(self, by_age, owner, ids):
         """What doubt adds to the scores of rows.

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tf_dynidx.index import DynamicIndex
-from tf_dynidx.index.fixed_tree import FixedTree
+from tf_dynidx.index.fixed_tree import FixedTree, read_rows
 from tf_dynidx.ops.parts import in_blocks
 from tf_dynidx.ops.search import exact_top_k
 from tf_dynidx.serving.table import Table, taken, unpacked
@@ -53,9 +53,7 @@ class ExactIndex(tf.Module):
 
     def read(self, rows):
         """The encodings of rows, int32 [rows]: float32 [rows, dim]."""
-        # From the value: a variable that is gathered from is copied whenever it is read whole again.
-        found = tf.cast(tf.gather(self.rows.value(), rows), tf.float32)
-        return found if self.scales is None else found * tf.gather(self.scales.value(), rows)[:, None]
+        return read_rows(self.rows, self.scales, rows)
 
 
 class TreeIndex(tf.Module):
