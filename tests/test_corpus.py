@@ -26,6 +26,20 @@ def test_dict_of_features_keeps_its_structure_and_types():
     np.testing.assert_array_equal(gathered["price"], [5.0])
 
 
+def test_integers_are_where_an_accelerator_can_read_them(monkeypatch):
+    """TensorFlow keeps int32 in the memory of the host; whoever asks is given int32 all the same."""
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    tokens = np.array([[1, 2], [3, 2**31 - 1]], np.int32)
+    corpus = TargetCorpus({"tokens": tokens, "price": [1.0, 2.0]})
+    gather = tf.function(corpus.gather)
+    gathered = gather(tf.constant([1]))
+    assert gathered["tokens"].dtype == tf.int32
+    np.testing.assert_array_equal(gathered["tokens"], tokens[1:])
+    np.testing.assert_array_equal(gathered["price"], [2.0])
+    captured = gather.get_concrete_function(tf.TensorSpec([1], tf.int32)).captured_inputs
+    assert [tensor.dtype for tensor in captured if tensor.dtype == tf.int32] == []
+
+
 def test_features_are_no_constants_of_a_graph():
     corpus = TargetCorpus(np.zeros([1000, 100], np.float32))
     function = tf.function(corpus.gather, input_signature=[tf.TensorSpec([None], tf.int32)])

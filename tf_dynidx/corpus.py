@@ -48,6 +48,7 @@ class TargetCorpus:
             # A tensor may be elsewhere so far.
             copy = tf.identity if placement == "host" else tf.convert_to_tensor
             self.features = tf.nest.map_structure(copy, _as_structure(features))
+            self._gathered = _for_gathers(self.features, self.placement)
         flat = tf.nest.flatten(self.features)
         shapes = [tuple(tensor.shape) for tensor in flat]
         if not flat or any(len(shape) == 0 for shape in shapes):
@@ -74,7 +75,11 @@ class TargetCorpus:
     def gather(self, rows):
         """The features of the given rows, int [rows], in the structure of `features`."""
         self.check_filled()
-        return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), self.features)
+        return tf.nest.map_structure(
+            lambda kept, given: tf.cast(tf.gather(kept, rows), given.dtype),
+            self._gathered,
+            self.features,
+        )
 
     def rows_of(self, identifiers):
         """Rows of identifiers: int32, the shape of `identifiers`; -1 for one that is unknown.
@@ -121,7 +126,7 @@ class TargetCorpus:
         corpus = cls.__new__(cls)
         corpus.size, corpus.saved = config["size"], config["saved"]
         corpus.placement = config["placement"]
-        corpus.features = corpus.identifiers = corpus._rows = None
+        corpus.features = corpus._gathered = corpus.identifiers = corpus._rows = None
         corpus._config = config
         return corpus
 
@@ -187,6 +192,7 @@ class TargetCorpus:
         if self._config["strings"]:
             identifiers = np.array([each.decode() for each in identifiers], str)
         self.features = arrays.get(None, arrays)
+        self._gathered = _for_gathers(self.features, self.placement)
         self.identifiers = identifiers
 
 
@@ -211,6 +217,21 @@ def encode_all(encode, number, batch=4096, progress=False):
             parts.append(encode(tf.range(first, first + batch)).numpy()[start - first :])
             bar.update(len(parts[-1]))
     return np.concatenate(parts)
+
+
+def _for_gathers(features, placement):
+    """The features as steps read rows of them.
+
+    Beside a GPU TensorFlow keeps tensors of int32 in the memory of the host, and a step that XLA
+    compiles would be sent all of them each time. Those of int64 are on the device.
+    """
+    if placement == "host" or not tf.config.list_logical_devices("GPU"):
+        return features
+
+    def on_device(tensor):
+        return tf.cast(tensor, tf.int64) if tensor.dtype == tf.int32 else tensor
+
+    return tf.nest.map_structure(on_device, features)
 
 
 def _named(features):

@@ -49,6 +49,7 @@ def report(method, seed, gpu=None):
         "history": history,
         "full_encodes": 1,
         "memory": {"process_peak": 2_000_000_000 + seed, "miner": 1_234_567, "accelerator_peak": gpu},
+        "accelerator": gpu and "NVIDIA H200",
     }
 
 
@@ -294,6 +295,7 @@ def test_page_is_whole_and_loads_nothing(tmp_path):
     assert len(page.loaded) == 1 and page.loaded[0].startswith("data:image/png;base64,")
     assert not re.search(r"https?:|//|url\(|@import", re.sub(r"base64,[^\"]*", "", source))
     for said in (
+        "accelerator NVIDIA H200",
         "in-batch:batch=1024",
         "q & <r>.jsonl",
         "3 targets",

@@ -83,6 +83,7 @@ def test_trains_reports_exports_and_answers(trained, capsys):
         "full_encodes",
         "encoder_calls",
         "memory",
+        "accelerator",
     }
     assert report["miner"] == "tree"
     assert report["steps"] == 60

@@ -37,6 +37,15 @@ def test_peaks_of_all_accelerators_are_summed(monkeypatch):
     assert memory.accelerator_peak() == 12
 
 
+def test_accelerators_of_a_kind_are_named_once(monkeypatch):
+    names = {}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(names))
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", names.get)
+    assert memory.accelerator() is None
+    names.update({"0": {"device_name": "NVIDIA H200"}, "1": {"device_name": "NVIDIA H200"}, "2": {}})
+    assert memory.accelerator() == "GPU, NVIDIA H200"
+
+
 def test_what_the_system_does_not_tell_is_an_error():
     with pytest.raises(OSError):
         memory.status("VmNothing")

@@ -86,7 +86,9 @@ def tokenize_all(tokenizer: Tokenizer, texts: Sequence[str], batch: int = 8192) 
     tokenize = tf.function(tokenizer, input_signature=[tf.TensorSpec([None], tf.string)])
     pieces = np.empty([len(texts), tokenizer.max_pieces], np.int32)
     for start in range(0, len(texts), batch):
-        pieces[start : start + batch] = tokenize(tf.constant(texts[start : start + batch]))
+        # Strings are never on an accelerator; what goes with them would be sent there and back.
+        with tf.device("CPU:0"):
+            pieces[start : start + batch] = tokenize(tf.constant(texts[start : start + batch]))
     return pieces
 
 

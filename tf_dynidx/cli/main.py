@@ -359,6 +359,7 @@ def _add_bench(commands):
         ("rows", 1_000_000, "targets"),
         ("steps", 200, "steps of each training"),
         ("batch", 512, "queries a step"),
+        ("dim", 64, "dimensions of an encoding"),
     ):
         _add_count(placement, name, default, what)
     _add_seed_and_report(placement)
@@ -603,7 +604,7 @@ def _run_bench_placement(options) -> int:
     import_tensorflow()
     from tf_dynidx.cli.bench import placement
 
-    names = ("rows", "steps", "batch", "seed", "report")
+    names = ("rows", "steps", "batch", "dim", "seed", "report")
     settings = placement.Settings(**{name: getattr(options, name) for name in names})
     return placement.bench_placement(settings)
 

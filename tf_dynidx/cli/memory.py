@@ -45,6 +45,12 @@ def accelerator_peak() -> int | None:
     return sum(tf.config.experimental.get_memory_info(device)["peak"] for device in devices)
 
 
+def accelerator() -> str | None:
+    """What the GPUs are called, one name for several of a kind; None without one."""
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    return ", ".join(sorted({each.get("device_name", "GPU") for each in details})) or None
+
+
 def held_by(module: tf.Module) -> int:
     """What the variables of a module take, wherever they are."""
     return sum(

@@ -155,6 +155,7 @@ def train(
         "history": budget.history,
         "full_encodes": full_encodes,
         "memory": used,
+        "accelerator": memory.accelerator(),
     }
 
     def export(folder, k=100):

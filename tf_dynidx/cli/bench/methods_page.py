@@ -64,7 +64,7 @@ def _comparison(question, found):
         f"{numbers['targets']} targets, {numbers['train']} training pairs, {numbers['test']} test "
         f"queries; seeds {', '.join(map(str, plan['seeds']))}. Settings but for what is in a method's "
         f"name: {settings}. TensorFlow {environment['tensorflow']}, Keras {environment['keras']}, "
-        f"{environment['processors']} processors.",
+        f"{environment['processors']} processors, accelerator: {environment['accelerator']}.",
         "",
     ]
     for title, rows in tables(found):

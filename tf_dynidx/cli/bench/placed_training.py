@@ -11,20 +11,20 @@ from tqdm import tqdm
 from tf_dynidx.cli import memory
 
 K = 10  # of the recall
-_DIM, _WIDTH, _FEATURES = 64, 128, 32
+_WIDTH, _FEATURES = 128, 32
 _TEMPERATURE = 0.05
 _QUERIES = 10_000  # that recall is measured on
 _NOISE = 1.5  # of a query, by which its features differ from those of its target
 _BLOCK = 65_536  # targets that are scored at a time
 
 
-def measured(miner, placement, rows, steps, batch, seed):
+def measured(miner, placement, rows, steps, batch, dim, seed):
     """Trains a model on the accelerator: a dict of bytes held, of recall, and of seconds a step.
 
     Args:
         miner: "cache", "tree" or "in-batch".
         placement: of the corpus.
-        rows, steps, batch, seed: as in `Settings`.
+        rows, steps, batch, dim, seed: as in `Settings`.
     """
     accelerator = _accelerator()
     # Not before: importing Keras settles what devices there are.
@@ -45,8 +45,8 @@ def measured(miner, placement, rows, steps, batch, seed):
 
     with tf.device(accelerator):
         model = DualEncoder(
-            _tower(keras),
-            _tower(keras),
+            _tower(keras, dim),
+            _tower(keras, dim),
             TargetCorpus(features, placement=placement),
             make(seed=seed),
             temperature=_TEMPERATURE,
@@ -94,9 +94,9 @@ def _accelerator():
     return "CPU:1"
 
 
-def _tower(keras):
+def _tower(keras, dim):
     hidden = [keras.layers.Dense(_WIDTH, activation="gelu") for _ in range(2)]
-    return keras.Sequential([keras.Input([_FEATURES]), *hidden, keras.layers.Dense(_DIM)])
+    return keras.Sequential([keras.Input([_FEATURES]), *hidden, keras.layers.Dense(dim)])
 
 
 def _bytes(tensors, device=""):

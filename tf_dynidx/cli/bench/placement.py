@@ -15,7 +15,8 @@ _TRAINING = "tf_dynidx.cli.bench.placed_training"
 TITLES = {
     "placement": "Training beside N targets: MB of variables and features on the accelerator (of its "
     "peak too, where there is one; else a second logical CPU stands in for it) and on the host, "
-    "without the towers, which are alike; what the accelerator holds relative to the cache; recall "
+    "without the towers, which are alike; how many times less the accelerator holds, and has at its "
+    "peak, than with the cache; recall "
     f"of the best {K}",
 }
 # A method: name, placement of the corpus.
@@ -35,6 +36,7 @@ class Settings:
         rows: targets.
         steps: of each training.
         batch: queries a step.
+        dim: dimensions of an encoding.
         seed: seeds data, weights and draws.
         report: file for the figures, or None.
     """
@@ -42,6 +44,7 @@ class Settings:
     rows: int = 1_000_000
     steps: int = 200
     batch: int = 512
+    dim: int = 64
     seed: int = 0
     report: str | None = None
 
@@ -60,7 +63,7 @@ def bench_placement(settings):
 
 def compared(settings):
     """Yields the rows of the table, each from a process of its own: a peak never goes down."""
-    cache = None
+    cache = cache_peak = None
     for miner, placement in _METHODS:
         command = [sys.executable, "-m", _TRAINING]
         asked = {**dataclasses.asdict(settings), "miner": miner, "placement": placement}
@@ -69,8 +72,9 @@ def compared(settings):
             [*command, json.dumps(asked)], stdout=subprocess.PIPE, text=True, check=True
         )
         found = json.loads(done.stdout.splitlines()[-1])
-        cache = found["accelerator"] if cache is None else cache
         peak = found["peak"]
+        if cache is None:
+            cache, cache_peak = found["accelerator"], peak
         yield Row(
             "placement",
             {
@@ -83,6 +87,7 @@ def compared(settings):
                 "host": found["host"] / _MB,
                 "times_less": cache / found["accelerator"],
                 "peak": None if peak is None else peak / _MB,
+                "peak_times_less": None if peak is None else cache_peak / peak,
                 f"recall@{K}": found["recall"],
                 "loss": found["loss"],
                 "seconds_a_step": found["seconds"],

@@ -38,7 +38,8 @@ def compare(plan, output, run_one=run_in_process) -> int:
     from tf_dynidx.cli.compare.plot import plot
     from tf_dynidx.cli.compare.text import text
 
-    found = summary(plan, outcomes) | {"environment": environment()}
+    used = sorted({run.get("accelerator") or "none" for run in outcomes if "error" not in run})
+    found = summary(plan, outcomes) | {"environment": environment() | {"accelerator": ", ".join(used)}}
     files.write_json(folder / "report.json", found)
     image = plot(found)
     files.write_bytes(folder / "plot.png", image)
