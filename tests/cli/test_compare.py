@@ -84,6 +84,11 @@ def test_methods_take_settings_of_their_own():
     assert batch.settings(common, 7) == dataclasses.replace(
         common, miner="in-batch", batch=8, learning_rate=0.01, seed=7
     )
+    # What a query reads, of the tree alone.
+    (reading,) = methods.read("tree:reads=700")
+    assert reading.settings(common, 7) == dataclasses.replace(common, reads=700, seed=7)
+    for method, reads in ((tree, 300), (batch, None)):
+        assert method.settings(dataclasses.replace(common, reads=300), 7).reads == reads
     # Own negatives are asked for of those that have any.
     assert batch.settings(dataclasses.replace(common, sharing="none"), 7).sharing == "batch"
 
@@ -98,6 +103,7 @@ def test_methods_take_settings_of_their_own():
         ("tree:batch=0", "batch of tree must be a whole number of at least 1. Received: 0"),
         ("tree:sharing=some", "sharing of tree must be one of batch, none. Received: some"),
         ("tree:batch=1:batch=2", "batch is given twice"),
+        ("exact:reads=4", "only the tree .*Received: 'reads=4' for exact"),
         ("in-batch:negatives=4", "in-batch mines no negatives. Received: 'negatives=4'"),
         ("tree:batch=8,exact,tree:batch=8", "tree:batch=8 is named twice"),
     ],

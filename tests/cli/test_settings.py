@@ -28,6 +28,7 @@ def test_learning_rate_and_temperature_suit_the_encoder_unless_they_are_given():
     [
         ({"negatives": 6}, "fewer targets than negatives. Received: 5 targets, 6 negatives for tree"),
         ({"miner": "in-batch", "sharing": "none"}, "Received: sharing=none for in-batch"),
+        ({"miner": "exact", "reads": 9}, "Only the tree .*Received: reads=9 for exact"),
         ({"steps": 1, "encoder_calls": 9}, "one budget. Received: steps and encoder_calls"),
     ],
 )

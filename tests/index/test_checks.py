@@ -183,6 +183,10 @@ REFUSED = {
         lambda index: index.search(ONES, 1, budget=0.5),
         "budget must be.*Received: budget=0.5",
     ),
+    "draws of no budget": (
+        lambda index: index.sample(ONES, 1, 1.0, budget=0),
+        "budget must be.*Received: budget=0",
+    ),
     "budget of a cost": (
         lambda index: index.search_cost(1, budget=-1),
         "budget must be.*Received: budget=-1",

@@ -443,6 +443,19 @@ def test_scores_and_log_prob_are_those_of_the_drawn_rows(index, rows, queries, m
     assert np.abs(error).mean() < 0.03 and np.abs(error).max() < 0.15
 
 
+def test_the_more_rows_are_read_the_nearer_draws_come_to_the_softmax(index, rows, queries):
+    """A row with much of the mass that lies in no leaf that is read is missed by most sets of draws."""
+    exact, missed = log_partition(queries, rows, 20.0), []
+    for budget in (None, 600, SIZE):
+        found = [index.sample(queries, 1, 20.0, budget=budget).log_partition for _ in range(10)]
+        missed.append(np.abs(np.array(found) - exact).mean())
+    assert missed[0] > 1.5 * missed[1] > 0.0 and missed[2] < 1e-4
+    # Fewer than there are in any case change nothing.
+    few, default = (index.sample(queries, 4, 2.0, seed=[1, 2], budget=each) for each in (1, None))
+    np.testing.assert_array_equal(few.ids, default.ids)
+    assert index.sample_cost(4, budget=600) > index.sample_cost(4) == index.sample_cost(4, budget=1)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_same_seed_gives_the_same_draws(index, queries, method):
     one, two = (index.sample(queries, 16, 2.0, method=method, seed=[5, 6]) for _ in range(2))

@@ -46,6 +46,18 @@ def test_refresh_encodes_landmarks_and_carries_their_movement_over(refresh_every
     assert error(world, others) < 0.3 * before
 
 
+def test_budget_is_what_a_query_reads():
+    worlds = [World(Tree(1, budget=budget), targets=4 * TARGETS) for budget in (None, 10**6)]
+    queries = some_queries(16, 0)
+    none = tf.fill([16, 1], -1)
+    exact = np.log(np.exp(BETA * queries @ worlds[0].table.numpy().T).sum(axis=1))
+    off = [np.abs(world.miner.mine(queries, BETA, none)[1] - exact).max() for world in worlds]
+    assert off[1] < 1e-4 < off[0]
+    assert Tree.from_config(worlds[1].miner.get_config()).budget == 10**6
+    with pytest.raises(ValueError, match="budget must be.*Received: budget=0"):
+        Tree(budget=0)
+
+
 def test_no_step_encodes_all_targets_again():
     world = World(Tree(refresh_every=1))
     encoded = []

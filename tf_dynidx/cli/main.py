@@ -118,6 +118,13 @@ def _add_training(command):
         help="mined negatives a query, shared by the batch (default 2)",
     )
     command.add_argument(
+        "--reads",
+        type=positive_int,
+        metavar="N",
+        help="rows that the tree scores for a query: more come nearer to the softmax and take longer "
+        "(default 192, or 25 for each of its negatives)",
+    )
+    command.add_argument(
         "--sharing",
         choices=SHARINGS,
         default="batch",
@@ -525,7 +532,7 @@ def _read_data(options):
 
 def _settings(options, **more):
     """The `Settings` that `_add_training` asked for."""
-    names = ("encoder", *BUDGETS, "batch", "negatives", "sharing", "dim", "temperature")
+    names = ("encoder", *BUDGETS, "batch", "negatives", "reads", "sharing", "dim", "temperature")
     names += ("unlabelled_weight", "seed")
     return Settings(**{name: getattr(options, name) for name in names}, **more)
 

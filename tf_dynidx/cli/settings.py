@@ -33,6 +33,7 @@ class Settings:
             the miner encodes by itself. None of the three: ten epochs.
         batch: queries a step.
         negatives: mined negatives a query.
+        reads: rows that the tree scores for a query, `budget` of `miners.Tree`. Default: its own.
         sharing: "batch" or "none", as for `DualEncoder`.
         dim: dimension of the encodings.
         temperature: what scores are divided by. Default: 0.05 for text, 0.1 for ids.
@@ -51,6 +52,7 @@ class Settings:
     encoder_calls: int | None = None
     batch: int = 512
     negatives: int = 2
+    reads: int | None = None
     sharing: str = "batch"
     dim: int = 64
     temperature: float | None = None
@@ -77,8 +79,8 @@ class Settings:
         """Refuses what no model could be made of.
 
         Raises:
-            ValueError: more negatives than targets, own negatives of a miner that draws none, or more
-                than one budget.
+            ValueError: more negatives than targets, own negatives of a miner that draws none, rows to
+                read for another than the tree, or more than one budget.
         """
         if self.mines and self.negatives > num_targets:
             raise ValueError(
@@ -89,6 +91,11 @@ class Settings:
             raise ValueError(
                 f"A query that shares nothing needs negatives of its own, and {self.miner} mines none. "
                 f"Received: sharing={self.sharing} for {self.miner}. Use another miner, or share."
+            )
+        if self.reads is not None and self.miner != "tree":
+            raise ValueError(
+                f"Only the tree reads a part of its rows. Received: reads={self.reads} for "
+                f"{self.miner}. Leave it out."
             )
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) > 1:

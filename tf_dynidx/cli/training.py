@@ -96,6 +96,8 @@ def train(
     keras.utils.set_random_seed(settings.seed)
     data = _Data(targets, pairs, test, held_out, settings)
     kwargs = {"num_negatives": settings.negatives} if settings.mines else {}
+    if settings.reads is not None:
+        kwargs["budget"] = settings.reads
     miner = miner or getattr(miners, MINERS[settings.miner])(seed=settings.seed, **kwargs)
     model = DualEncoder(
         *data.towers(),

@@ -326,7 +326,9 @@ class DynamicIndex(tf.Module):
     # Asking.
 
     @where_kept
-    def sample(self, queries, num_samples, beta, exclude=None, method="importance", seed=None):
+    def sample(
+        self, queries, num_samples, beta, exclude=None, method="importance", seed=None, budget=None
+    ):
         """Draws rows from the softmax over all rows, for each query.
 
         Once rows have been moved by `correct` or `refresh` they are predictions, and weigh the more the
@@ -352,6 +354,9 @@ class DynamicIndex(tf.Module):
                 none.
             method: str, one of the above.
             seed: int [2], for the same draws again; default: the index's own, new at each call.
+            budget: int, rows that are scored for a query, at most; default: 25 for each draw. Never
+                fewer than 192. A row with much of a query's mass can lie in a leaf that is not read:
+                the more are read, the fewer are missed, and the longer it takes.
 
         Returns:
             A `Sample`. For a query with nothing left to draw, all of whose rows are excluded, it holds
@@ -374,13 +379,13 @@ class DynamicIndex(tf.Module):
             )
         exclude = self._exclusions(exclude, queries)
         seed = self.next_seed() if seed is None else tf.cast(seed, tf.int32)
-        shape = sample_shape(self.tree, num_samples)
+        shape = sample_shape(self.tree, num_samples, budget)
         parts = self._parts(queries, exclude, nodes_scored(self.tree, shape) + shape.budget)
         seeds = [seed]
         if len(parts) > 1:
             seeds = tf.unstack(tf.random.split(seed, len(parts), alg="philox"))
         sample = _joined(
-            self._sample(some, beta, others, own, num_samples, method)
+            self._sample(some, beta, others, own, num_samples, method, budget)
             for (some, others), own in zip(parts, seeds, strict=True)
         )
         found = tf.math.is_finite(sample.log_partition)[:, None] & tf.math.is_finite(sample.scores)
@@ -437,16 +442,16 @@ class DynamicIndex(tf.Module):
         self._must_not_be_empty()
         return self._bounds(queries, checks.beta(beta))
 
-    def sample_cost(self, num_samples):
+    def sample_cost(self, num_samples, budget=None):
         """Dot products that `sample` takes for a query; a node's centre and variance count one each.
 
         Args:
-            num_samples: int.
+            num_samples, budget: as for `sample`.
 
         Returns:
             int.
         """
-        shape = sample_shape(self.tree, checks.positive_int("num_samples", num_samples))
+        shape = sample_shape(self.tree, checks.positive_int("num_samples", num_samples), budget)
         return 2 * nodes_scored(self.tree, shape) + shape.budget
 
     def search_cost(self, k, budget=None):
@@ -567,9 +572,9 @@ class DynamicIndex(tf.Module):
         return tf.stack([tf.cast(self.seed + 1, tf.int32), tf.cast(count, tf.int32)])
 
     @where_kept
-    def draw(self, queries, beta, exclude, seed, num_samples, method="importance"):
+    def draw(self, queries, beta, exclude, seed, num_samples, method="importance", budget=None):
         """`sample`, without checks: for use inside a training step."""
-        tree, shape = self.tree, sample_shape(self.tree, num_samples)
+        tree, shape = self.tree, sample_shape(self.tree, num_samples, budget)
         levels = tree.levels
         by_age = self.reencoder.lifts(queries, beta)
         queries, shifts = self.reencoder.pulled_back(queries)

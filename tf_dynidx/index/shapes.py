@@ -17,17 +17,23 @@ _SEARCH_GROWTH = 20  # this many times sqrt(capacity); and
 _PER_RESULT = 4  # this many for each result
 
 
-def sample_shape(tree, num_samples):
+def sample_shape(tree, num_samples, budget=None):
     """What a query looks at to draw: about as many dot products with nodes as with rows.
 
     Args:
         tree: the tree.
         num_samples: int, draws.
+        budget: int, rows that are scored; default: 25 for each draw. Never fewer than 192.
 
     Returns:
         `Shape`.
+
+    Raises:
+        ValueError: the budget is not a whole number of at least 1.
     """
-    budget = max(_LEAST_BUDGET, _BUDGET_PER_DRAW * num_samples)
+    if budget is None:
+        budget = _BUDGET_PER_DRAW * num_samples
+    budget = max(_LEAST_BUDGET, checks.positive_int("budget", budget))
     budget = min(budget, max(_LEAST_BUDGET, 2 * tree.capacity))
     return Shape(tree.dense, budget // _ROWS_PER_NODE, budget, FANOUT, LEAF_SIZE)
 

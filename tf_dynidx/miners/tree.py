@@ -27,6 +27,7 @@ class Tree(Miner):
         form="auto",
         landmarks="mixed",
         dtype="float32",
+        budget=None,
         seed=0,
         name=None,
     ):
@@ -36,6 +37,9 @@ class Tree(Miner):
             num_negatives: int, draws a query. One or two are enough when the batch shares them.
             refresh_every: int, steps between refreshes of the index; default: as the encoder moves.
             kernel, form, landmarks, dtype: as for `DynamicIndex`.
+            budget: int, rows of the index that are scored for a query, at most; default: 192, or 25 for
+                each draw. With thousands the draws come nearer to the softmax: worth it where encoding
+                takes most of a step, as with a large encoder, or mining little, as on an accelerator.
             seed: int, seeds every draw.
 
         Raises:
@@ -43,6 +47,7 @@ class Tree(Miner):
         """
         super().__init__(num_negatives, seed, name)
         reencoder.check_options(kernel, form, landmarks, refresh_every)
+        self.budget = None if budget is None else checks.positive_int("budget", budget)
         self.refresh_every = refresh_every
         self.kernel, self.form, self.landmarks = kernel, form, landmarks
         # A str, so that it can be written to a file.
@@ -66,7 +71,8 @@ class Tree(Miner):
             self.index.build(encode_corpus())
 
     def mine(self, queries, beta, positives):
-        sample = self.index.draw(queries, beta, positives, self.next_seed(), self.num_negatives)
+        seed, number = self.next_seed(), self.num_negatives
+        sample = self.index.draw(queries, beta, positives, seed, number, budget=self.budget)
         # A query whose positives are all targets there are draws an empty slot; the loss masks row 0.
         return tf.maximum(sample.ids, 0), sample.log_partition
 
@@ -103,6 +109,6 @@ class Tree(Miner):
         self.index.upkeep()
 
     def get_config(self):
-        names = ("refresh_every", "kernel", "form", "landmarks", "dtype")
+        names = ("refresh_every", "kernel", "form", "landmarks", "dtype", "budget")
         config = {name: getattr(self, name) for name in names}
         return super().get_config() | config

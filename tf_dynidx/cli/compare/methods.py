@@ -12,6 +12,7 @@ from tf_dynidx.cli.settings import MINERS, SHARINGS, Settings
 OWN = {
     "batch": arguments.positive_int,
     "negatives": arguments.positive_int,
+    "reads": arguments.positive_int,
     "sharing": arguments.one_of(SHARINGS),
     "learning_rate": arguments.positive_number,
     "temperature": arguments.positive_number,
@@ -37,6 +38,8 @@ class Method:
     def settings(self, common: Settings, seed: int) -> Settings:
         """The settings of one run, those of the method in place of those that all have."""
         filled = dataclasses.replace(common, miner=self.miner, seed=seed, **self.own)
+        if self.miner != "tree":
+            filled = dataclasses.replace(filled, reads=None)
         # A miner without negatives has nothing to share them with.
         return filled if filled.mines else dataclasses.replace(filled, sharing="batch")
 
@@ -78,6 +81,11 @@ def _method(text):
         if key in _OF_MINING and not Settings(miner=miner).mines:
             raise argparse.ArgumentTypeError(
                 f"{miner} mines no negatives. Received: {setting!r} for {miner}. Leave it out."
+            )
+        if key == "reads" and miner != "tree":
+            raise argparse.ArgumentTypeError(
+                f"only the tree reads a part of its rows. Received: {setting!r} for {miner}. "
+                "Leave it out."
             )
         try:
             own[key] = OWN[key](value)
