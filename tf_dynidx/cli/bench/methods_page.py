@@ -16,7 +16,8 @@ where the folder DATA holds a folder for each set, with `targets.jsonl`, `train.
 `test.jsonl` (or `.jsonl.gz`) in [the form of the command line](command-line.md#tf-dynidx-train); no
 set is shipped. What each miner does is in [miners.md](miners.md), what follows from the figures in
 [results.md](results.md). A run is a process of its own, and every method of a table has the same
-data, encoder, seeds and budget.
+data, encoder, seeds and budget. Seconds compare where a run had its machine to itself; results.md says
+where it had not.
 """
 _TAIL = """\
 ## What is not shown
