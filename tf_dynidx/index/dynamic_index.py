@@ -378,8 +378,8 @@ class DynamicIndex(tf.Module):
                 f"Received: num_samples={num_samples}, {size} rows"
             )
         exclude = self._exclusions(exclude, queries)
-        seed = self.next_seed() if seed is None else tf.cast(seed, tf.int32)
         shape = sample_shape(self.tree, num_samples, budget)
+        seed = self.next_seed() if seed is None else tf.cast(seed, tf.int32)
         parts = self._parts(queries, exclude, nodes_scored(self.tree, shape) + shape.budget)
         seeds = [seed]
         if len(parts) > 1:
