@@ -355,6 +355,7 @@ OPTIONS = [
             "kernel": "rbf",
             "form": "full",
             "landmarks": "use",
+            "budget": 500,
         },
     ),
 ]
