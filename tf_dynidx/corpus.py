@@ -48,7 +48,6 @@ class TargetCorpus:
             # A tensor may be elsewhere so far.
             copy = tf.identity if placement == "host" else tf.convert_to_tensor
             self.features = tf.nest.map_structure(copy, _as_structure(features))
-            self._gathered = _for_gathers(self.features, self.placement)
         flat = tf.nest.flatten(self.features)
         shapes = [tuple(tensor.shape) for tensor in flat]
         if not flat or any(len(shape) == 0 for shape in shapes):
@@ -66,6 +65,7 @@ class TargetCorpus:
             raise ValueError("A corpus needs at least one target. Received: 0 targets")
         self.identifiers = _checked_identifiers(identifiers, self.size)
         self.saved = checks.flag("saved", saved)
+        self._gathered = _for_gathers(self.features, self.placement)
         self._rows = None
 
     def __len__(self):

@@ -66,6 +66,11 @@ class Settings:
         """Whether the miner draws negatives at all."""
         return self.miner != "in-batch"
 
+    @property
+    def reads_a_part(self) -> bool:
+        """Whether the miner looks at a part of its rows, so that `reads` can say at how many."""
+        return self.miner == "tree"
+
     def filled(self) -> "Settings":
         """The same, with what suits the encoder where nothing is given."""
         usual = {
@@ -92,7 +97,7 @@ class Settings:
                 f"A query that shares nothing needs negatives of its own, and {self.miner} mines none. "
                 f"Received: sharing={self.sharing} for {self.miner}. Use another miner, or share."
             )
-        if self.reads is not None and self.miner != "tree":
+        if self.reads is not None and not self.reads_a_part:
             raise ValueError(
                 f"Only the tree reads a part of its rows. Received: reads={self.reads} for "
                 f"{self.miner}. Leave it out."

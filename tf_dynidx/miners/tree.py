@@ -38,8 +38,8 @@ class Tree(Miner):
             refresh_every: int, steps between refreshes of the index; default: as the encoder moves.
             kernel, form, landmarks, dtype: as for `DynamicIndex`.
             budget: int, rows of the index that are scored for a query, at most; default: 192, or 25 for
-                each draw. With thousands the draws come nearer to the softmax: worth it where encoding
-                takes most of a step, as with a large encoder, or mining little, as on an accelerator.
+                each draw. With thousands the draws come nearer to the softmax: for where encoding
+                takes most of a step, as with a large encoder.
             seed: int, seeds every draw.
 
         Raises:

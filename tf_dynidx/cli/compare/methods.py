@@ -38,7 +38,7 @@ class Method:
     def settings(self, common: Settings, seed: int) -> Settings:
         """The settings of one run, those of the method in place of those that all have."""
         filled = dataclasses.replace(common, miner=self.miner, seed=seed, **self.own)
-        if self.miner != "tree":
+        if not filled.reads_a_part:
             filled = dataclasses.replace(filled, reads=None)
         # A miner without negatives has nothing to share them with.
         return filled if filled.mines else dataclasses.replace(filled, sharing="batch")
@@ -82,7 +82,7 @@ def _method(text):
             raise argparse.ArgumentTypeError(
                 f"{miner} mines no negatives. Received: {setting!r} for {miner}. Leave it out."
             )
-        if key == "reads" and miner != "tree":
+        if key == "reads" and not Settings(miner=miner).reads_a_part:
             raise argparse.ArgumentTypeError(
                 f"only the tree reads a part of its rows. Received: {setting!r} for {miner}. "
                 "Leave it out."
