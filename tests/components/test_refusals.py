@@ -114,7 +114,7 @@ ARGUMENTS = {
     },
     "Stale": {**MINER, "refresh_every": (*COUNT, None)},
     "Stochastic": {**MINER, "num_candidates": (*COUNT, None)},
-    "Tree": {**MINER, **INDEX},
+    "Tree": {**MINER, **INDEX, "budget": COUNT},
     "Uniform": MINER,
 }
 
