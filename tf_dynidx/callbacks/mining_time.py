@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dynidx.keras_world import IS_KERAS_3
+from tf_dynidx.models.drawing import drawing_queries
 from tf_dynidx.variables import named_variables
 
 _ROUNDS = 3
@@ -36,9 +37,11 @@ class MiningTime:
         jit_compile = bool(model.jit_compile if IS_KERAS_3 else model._jit_compile)
 
         def draw(queries, positives):
-            beta = tf.stop_gradient(model.beta)
+            beta, given = tf.stop_gradient(model.beta), positives[:, 0]
+            if model.sharing == "batch":
+                queries, positives = drawing_queries(queries, positives, model.mining_queries)
             mined, drawn = miner.mine(queries, beta, positives)
-            rows = tf.concat([positives[:, 0], tf.reshape(mined, [-1])], axis=0)
+            rows = tf.concat([given, tf.reshape(mined, [-1])], axis=0)
             return rows, miner.log_prob(rows, queries, beta, positives, drawn)
 
         def refresh():

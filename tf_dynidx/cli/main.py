@@ -118,6 +118,14 @@ def _add_training(command):
         help="mined negatives a query, shared by the batch (default 2)",
     )
     command.add_argument(
+        "--mining-queries",
+        type=positive_int,
+        default=256,
+        metavar="N",
+        help="for how many queries of a batch, at most, negatives are drawn, where it shares them "
+        "(default 256)",
+    )
+    command.add_argument(
         "--reads",
         type=positive_int,
         metavar="N",
@@ -532,8 +540,8 @@ def _read_data(options):
 
 def _settings(options, **more):
     """The `Settings` that `_add_training` asked for."""
-    names = ("encoder", *BUDGETS, "batch", "negatives", "reads", "sharing", "dim", "temperature")
-    names += ("unlabelled_weight", "seed")
+    names = ("encoder", *BUDGETS, "batch", "negatives", "mining_queries", "reads", "sharing", "dim")
+    names += ("temperature", "unlabelled_weight", "seed")
     return Settings(**{name: getattr(options, name) for name in names}, **more)
 
 

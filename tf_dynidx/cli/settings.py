@@ -33,6 +33,7 @@ class Settings:
             the miner encodes by itself. None of the three: ten epochs.
         batch: queries a step.
         negatives: mined negatives a query.
+        mining_queries: queries of a batch that negatives are drawn for, as for `DualEncoder`.
         reads: rows that the tree scores for a query, `budget` of `miners.Tree`. Default: its own.
         sharing: "batch" or "none", as for `DualEncoder`.
         dim: dimension of the encodings.
@@ -52,6 +53,7 @@ class Settings:
     encoder_calls: int | None = None
     batch: int = 512
     negatives: int = 2
+    mining_queries: int = 256
     reads: int | None = None
     sharing: str = "batch"
     dim: int = 64
@@ -70,6 +72,14 @@ class Settings:
     def reads_a_part(self) -> bool:
         """Whether the miner looks at a part of its rows, so that `reads` can say at how many."""
         return self.miner == "tree"
+
+    @property
+    def candidates(self) -> int:
+        """How many targets a step encodes: a positive for each query, and what is mined."""
+        if not self.mines:
+            return self.batch
+        asking = min(self.batch, self.mining_queries) if self.sharing == "batch" else self.batch
+        return self.batch + asking * self.negatives
 
     def filled(self) -> "Settings":
         """The same, with what suits the encoder where nothing is given."""

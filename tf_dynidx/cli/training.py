@@ -20,6 +20,7 @@ from tf_dynidx.corpus import TargetCorpus
 from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.metrics import positive_ranks, ranking_metrics
 from tf_dynidx.models import DualEncoder
+from tf_dynidx.models.drawing import drawing_queries
 
 _EPOCHS = 10  # where neither steps nor seconds are given
 _EVALUATIONS = 10  # points of the history
@@ -105,6 +106,7 @@ def train(
         miner=miner,
         temperature=settings.temperature,
         sharing=settings.sharing,
+        mining_queries=settings.mining_queries,
         unlabelled_weight=settings.unlabelled_weight,
         seed=settings.seed,
     )
@@ -365,9 +367,7 @@ class _Budget(keras.callbacks.Callback):
         Seconds: preparing the miner counts, evaluating does not. Encoder calls: targets encoded, those
         of the steps and those that the miner had encoded besides.
         """
-        settings, model = self._settings, self._model
-        calls = self.steps * settings.batch * (1 + model.miner.num_negatives)
-        calls += int(model.miner.rows_encoded)
+        calls = self.steps * self._settings.candidates + int(self._model.miner.rows_encoded)
         return {"step": self.steps, "seconds": self._clock.seconds, "encoder_calls": calls}
 
     @property
@@ -519,16 +519,18 @@ def _mining_seconds(model, data):
     miner = model.miner
     if not miner.built or not miner.num_negatives:
         return 0.0
-    queries = tf.stop_gradient(model.encode_queries(features))
+    queries, given = tf.stop_gradient(model.encode_queries(features)), positives[:, 0]
     beta = tf.constant(model.beta)
+    if model.sharing == "batch":
+        queries, positives = drawing_queries(queries, positives, model.mining_queries)
     negatives = tf.zeros([len(positives) * miner.num_negatives], tf.int32)
-    rows = tf.concat([positives[:, 0], negatives], axis=0)
+    rows = tf.concat([given, negatives], axis=0)
     encodings = model.encode_rows(rows)
 
     @tf.function(jit_compile=True, autograph=False)
     def mine():
         mined, drawn = miner.mine(queries, beta, positives)
-        candidates = tf.concat([positives[:, 0], tf.reshape(mined, [-1])], axis=0)
+        candidates = tf.concat([given, tf.reshape(mined, [-1])], axis=0)
         log_prob = miner.log_prob(candidates, queries, beta, positives, drawn)
         miner.observe(rows, encodings)
         return tf.reduce_logsumexp(log_prob, axis=0)

@@ -16,6 +16,7 @@ from tf_dynidx.index import checks
 from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.miners import Miner, Tree
 from tf_dynidx.models import saving
+from tf_dynidx.models.drawing import drawing_queries
 from tf_dynidx.models.frequencies import PositiveFrequencies
 from tf_dynidx.models.gradient_cache import changing_state, encode_in_chunks
 from tf_dynidx.ops.in_place import ids_after
@@ -61,8 +62,9 @@ class DualEncoder(keras.Model):
     identifiers (strings) instead, where the step is not compiled by XLA; `TargetCorpus.rows_of` turns
     them into rows in the data pipeline.
 
-    The candidates of a step are the batch's positives and what the miner draws for each query, shared
-    by all queries of the batch (or, with `sharing="none"`, only the own ones). Each logit is corrected
+    The candidates of a step are the batch's positives and what the miner draws for its queries (for
+    `mining_queries` of them), shared by all queries of the batch; or, with `sharing="none"`, a query's
+    own positive and what was drawn for it. Each logit is corrected
     for how often its target was to be expected among them, so that the loss estimates the softmax over
     all targets (`losses.sampled_softmax`).
 
@@ -92,6 +94,7 @@ class DualEncoder(keras.Model):
         learn_temperature=False,
         similarity="dot",
         sharing="batch",
+        mining_queries=256,
         relative_margin=None,
         absolute_margin=None,
         max_score=None,
@@ -120,6 +123,11 @@ class DualEncoder(keras.Model):
                 query sees its own positive and its own negatives alone, which takes some tens a query
                 and as many more encodings. Use it where the queries of a batch must not meet, or few
                 queries fit in one.
+            mining_queries: int, for how many queries of a batch, at most, negatives are drawn, spread
+                evenly over it: all of its queries see them, so that many more draws cost more time than
+                they bring. Default 256. More where queries have hard negatives of their own, which the
+                draws for others do not find, and encoding is what a step costs. With `sharing="none"`
+                negatives are drawn for all.
             relative_margin, absolute_margin, max_score, range_min: when a candidate counts as a
                 positive that nobody labelled, and is left out of the loss; see
                 `losses.suspected_positives`. Scores are those before the temperature. Default: never.
@@ -166,6 +174,7 @@ class DualEncoder(keras.Model):
         self.corpus, self.miner = corpus, miner
         self.learn_temperature = checks.flag("learn_temperature", learn_temperature)
         self.similarity, self.sharing = similarity, sharing
+        self.mining_queries = checks.positive_int("mining_queries", mining_queries)
         self.relative_margin = _margin("relative_margin", relative_margin)
         self.absolute_margin = _margin("absolute_margin", absolute_margin)
         self.max_score = _number("max_score", max_score)
@@ -285,11 +294,16 @@ class DualEncoder(keras.Model):
                     self.corpus, self.encode_rows, lambda: self.encode_corpus(progress=progress)
                 )
 
+    def _prepare_training(self):
+        """What must be there before the first step; done once."""
+        self.prepare_miner()
+        _build_optimizer(self)
+
     def make_train_function(self, force=False):
         """As in Keras; the function prepares the miner before its first step, outside any graph."""
         self._check_devices()
         super().make_train_function(force)
-        self.train_function = _between(self.prepare_miner, self.miner.look, self.train_function)
+        self.train_function = _between(self._prepare_training, self.miner.look, self.train_function)
         return self.train_function
 
     def make_test_function(self, force=False):
@@ -421,10 +435,14 @@ class DualEncoder(keras.Model):
         chosen = self._one_positive(positives)
         # A query without a positive has put nothing among the candidates but a placeholder.
         valid = tf.reduce_any(positives >= 0, axis=1)
-        fixed, fixed_beta = tf.stop_gradient(queries), tf.stop_gradient(beta)
-        mined, drawn = self.miner.mine(fixed, fixed_beta, positives)
+        for_whom = tf.stop_gradient(queries), positives
+        if self.sharing == "batch":
+            for_whom = drawing_queries(*for_whom, self.mining_queries)
+        asking, asking_positives = for_whom
+        fixed_beta = tf.stop_gradient(beta)
+        mined, drawn = self.miner.mine(asking, fixed_beta, asking_positives)
         own_rows = tf.concat([chosen, tf.reshape(mined, [-1])], axis=0)
-        asked = fixed, fixed_beta, positives, drawn
+        asked = asking, fixed_beta, asking_positives, drawn
         own_encodings = self._encode_candidates(own_rows, training)
         self.built = True
         draws = self.miner.num_negatives
@@ -438,8 +456,9 @@ class DualEncoder(keras.Model):
             scores = tf.matmul(queries, encodings, transpose_b=True)
             own_scores = tf.gather(scores, own, axis=1, batch_dims=1)
             log_prob = replicas.log_summed(self.miner.log_prob(rows, *asked))
+            num_asking = replicas.span(tf.shape(asking)[0]).total
             log_expected = losses.log_expected_counts(
-                log_prob, draws, self.frequencies.log_frequency(rows), total
+                log_prob, draws, self.frequencies.log_frequency(rows), num_asking, total
             )
             log_expected -= tf.pad(self._log_weight(rows[total:]), [[total, 0]])
             masked = is_among(rows[None], positives)
@@ -524,6 +543,7 @@ class DualEncoder(keras.Model):
             "learn_temperature",
             "similarity",
             "sharing",
+            "mining_queries",
             "relative_margin",
             "absolute_margin",
             "max_score",
@@ -812,6 +832,19 @@ def _scale(optimizer, loss):
 def _values(variables):
     """What a gradient tape knows of Keras variables: in Keras 3 the variable behind each."""
     return [v.value if IS_KERAS_3 else v for v in variables]
+
+
+def _build_optimizer(model):
+    """Makes the optimizer's variables, if the model has all of its own and the optimizer lets us.
+
+    Otherwise they are made in the first step, which TensorFlow then traces twice.
+    """
+    optimizer = model.optimizer
+    built = getattr(optimizer, "built" if IS_KERAS_3 else "_built", True)
+    if built or not (model.query_tower.built and model.target_tower.built):
+        return
+    with model.distribute_strategy.scope():
+        optimizer.build(model.trainable_variables)
 
 
 def _apply(optimizer, gradients, variables):

@@ -10,6 +10,7 @@ from tf_dynidx.corpus import TargetCorpus, encode_all
 from tf_dynidx.index import checks
 from tf_dynidx.keras_world import keras
 from tf_dynidx.miners import Miner, Tree
+from tf_dynidx.models.drawing import drawing_queries
 from tf_dynidx.models.dual_encoder import tells_training_apart
 from tf_dynidx.models.frequencies import PositiveFrequencies
 from tf_dynidx.ops.membership import is_among
@@ -22,10 +23,11 @@ _LEFT_OUT = float(np.finfo(np.float32).min) / 100.0  # finite: a loss multiplies
 class MinedRetrieval(tasks.Retrieval):
     """Stands in for `tfrs.tasks.Retrieval`; negatives come from the whole corpus, not the batch alone.
 
-    Beside the candidates that a call is given, those that the miner draws for its queries are encoded
-    and shared by the batch. Each negative's logit is corrected for how often it was to be expected
-    among all of them (`losses.log_expected_counts`), so that the loss estimates the softmax over the
-    whole corpus; the positive's is not. Candidates with the id of a query's positive are left out.
+    Beside the candidates that a call is given, those that the miner draws for its queries (for
+    `mining_queries` of them) are encoded and shared by the batch. Each negative's logit is corrected
+    for how often it was to be expected among all of them (`losses.log_expected_counts`), so that the
+    loss estimates the softmax over the whole corpus; the positive's is not. Candidates with the id of a
+    query's positive are left out.
 
     In `tfrs.Model` the loss is computed inside a gradient tape and the gradients are applied later,
     out of sight of the task: the miner is therefore given encodings (in inference mode) in the call
@@ -44,6 +46,8 @@ class MinedRetrieval(tasks.Retrieval):
             that encodes `candidate_embeddings`.
         corpus: `TargetCorpus`, all candidates.
         miner: a miner from `tf_dynidx.miners`; default `Tree()`.
+        mining_queries: int, for how many queries of a batch (heads of queries, where there are any), at
+            most, negatives are drawn; default 256, as for `DualEncoder`.
         loss: Keras loss of (labels, logits); default categorical cross-entropy from logits, summed
             over the batch.
         metrics: a `tfrs.metrics.FactorizedTopK`, or a list of such; default none.
@@ -74,6 +78,7 @@ class MinedRetrieval(tasks.Retrieval):
         num_hard_negatives=None,
         remove_accidental_hits=False,
         name=None,
+        mining_queries=256,
     ):
         super().__init__(
             loss=loss,
@@ -99,6 +104,7 @@ class MinedRetrieval(tasks.Retrieval):
         if temperature is not None:
             checks.positive_float("temperature", temperature)
         self.candidate_model, self.corpus, self.miner = candidate_model, corpus, miner
+        self.mining_queries = checks.positive_int("mining_queries", mining_queries)
         self.frequencies = PositiveFrequencies(corpus.size, corpus.placement)
         self._strategy = tf.distribute.get_strategy()
         # A step of TensorFlow Recommenders is not compiled: it may hold strings, and so may the tower,
@@ -107,6 +113,8 @@ class MinedRetrieval(tasks.Retrieval):
         self._mine = miner.mine
         if isinstance(miner, Tree):
             self._mine = tf.function(miner.mine, autograph=False, jit_compile=True)
+        # Keras traces a step several times, and lets AutoGraph rewrite what a task calls: some seconds.
+        self._observe = tf.function(miner.observe, autograph=False, reduce_retracing=True)
 
     def prepare(self):
         """Lets the miner make its state: for `Tree`, encodes and indexes all targets. Returns self."""
@@ -190,6 +198,7 @@ class MinedRetrieval(tasks.Retrieval):
         heads = 1 if queries.shape.rank == 2 else tf.shape(queries)[1]
         flat = tf.stop_gradient(tf.reshape(queries, [-1, queries.shape[-1]]))
         positives = tf.repeat(rows[:num_queries, None], heads, axis=0)
+        flat, positives = drawing_queries(flat, positives, self.mining_queries)
         beta = tf.constant(1.0 / (self._temperature or 1.0))
         mine = self._mine if training else self.miner.mine
         mined, drawn = mine(flat, beta, positives)
@@ -269,7 +278,7 @@ class MinedRetrieval(tasks.Retrieval):
         positives = tf.maximum(positives, 0), tf.cast(positives >= 0, tf.float32)
         self.frequencies.observe(*positives)
         self.miner.observe_positives(*positives)
-        self.miner.observe(rows, tf.stop_gradient(encodings))
+        self._observe(rows, tf.stop_gradient(encodings))
 
     def _rows(self, candidate_ids):
         if candidate_ids.dtype == tf.string:
@@ -316,6 +325,7 @@ class MinedRetrieval(tasks.Retrieval):
             "num_hard_negatives": self._num_hard_negatives,
             "remove_accidental_hits": self._remove_accidental_hits,
             "name": self.name,
+            "mining_queries": self.mining_queries,
         }
 
     @classmethod

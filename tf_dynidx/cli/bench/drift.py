@@ -163,8 +163,8 @@ def training_drift(settings, targets, pairs, test):
     """Yields the rows of the tables training and summary."""
     rows = []
     training_settings = training.Settings(steps=settings.steps, seed=settings.seed)
-    candidates = training_settings.batch * (1 + training_settings.negatives)
-    miner = _Watched(candidates, num_negatives=training_settings.negatives, seed=settings.seed)
+    negatives = training_settings.negatives
+    miner = _Watched(training_settings.candidates, num_negatives=negatives, seed=settings.seed)
 
     class Watch(keras.callbacks.Callback):
         def __init__(self):

@@ -12,13 +12,15 @@ from tf_dynidx.cli.settings import MINERS, SHARINGS, Settings
 OWN = {
     "batch": arguments.positive_int,
     "negatives": arguments.positive_int,
+    "mining_queries": arguments.positive_int,
     "reads": arguments.positive_int,
     "sharing": arguments.one_of(SHARINGS),
     "learning_rate": arguments.positive_number,
     "temperature": arguments.positive_number,
     "unlabelled_weight": arguments.share,
 }
-_OF_MINING = ("negatives", "sharing", "unlabelled_weight")  # nothing to a miner that mines nothing
+# Nothing to a miner that mines nothing.
+_OF_MINING = ("negatives", "mining_queries", "sharing", "unlabelled_weight")
 
 
 @dataclasses.dataclass(frozen=True)
