@@ -23,6 +23,14 @@ def test_learning_rate_and_temperature_suit_the_encoder_unless_they_are_given():
     assert dataclasses.replace(filled, learning_rate=None, temperature=None) == Settings()
 
 
+def test_candidates_of_a_step_are_positives_and_what_is_mined():
+    assert Settings(batch=100).candidates == 300
+    assert Settings(batch=1000).candidates == 1512
+    assert Settings(batch=1000, negatives=3, mining_queries=10).candidates == 1030
+    assert Settings(batch=1000, negatives=3, sharing="none").candidates == 4000
+    assert Settings(batch=1000, miner="in-batch").candidates == 1000
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

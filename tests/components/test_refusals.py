@@ -41,6 +41,7 @@ ARGUMENTS = {
         "learn_temperature": FLAG,
         "similarity": CHOICE,
         "sharing": CHOICE,
+        "mining_queries": (*COUNT, None),
         "relative_margin": AT_LEAST_0,
         "absolute_margin": AT_LEAST_0,
         "max_score": NUMBER,

@@ -134,13 +134,18 @@ def test_all_targets_are_encoded_as_often_as_the_miner_says(run):
 # The estimate: what the loss and its gradient are, on average over draws
 
 
-def uncorrected(log_prob, draws, log_frequency, batch):
+def uncorrected(log_prob, draws, log_frequency, asking, batch):
     return tf.zeros_like(log_frequency)
 
 
-def mined_only(log_prob, draws, log_frequency, batch):
+def mined_only(log_prob, draws, log_frequency, asking, batch):
     """As if the positives of the other queries were no candidates."""
-    return right_counts(log_prob, draws, tf.fill(tf.shape(log_frequency), -float("inf")), batch)
+    return right_counts(log_prob, draws, tf.fill(tf.shape(log_frequency), -float("inf")), asking, batch)
+
+
+def drawn_for_all(log_prob, draws, log_frequency, asking, batch):
+    """As if negatives were drawn for every query of the batch."""
+    return right_counts(log_prob, draws, log_frequency, batch, batch)
 
 
 right_counts = losses.log_expected_counts
@@ -157,13 +162,17 @@ def uncorrected_own(log_prob, draws):
         ("exact", "batch", uncorrected),
         ("uniform", "batch", mined_only),
         ("mixed", "batch", uncorrected),
+        ("uniform", "some", drawn_for_all),
+        ("tree", "some", uncorrected),
         ("tree", "none", uncorrected_own),
     ],
 )
 def test_gradient_averages_to_that_of_the_full_softmax(name, sharing, wrong, monkeypatch):
     """On N = 2,000 targets, by enumeration; towers are tables, so gradients are those of encodings."""
     targets, queries, batch, draws = 2000, 64, 32, 200
-    negatives = 16 if sharing == "batch" else 128
+    negatives = {"batch": 16, "some": 64, "none": 128}[sharing]
+    mining_queries = 8 if sharing == "some" else batch
+    sharing = "none" if sharing == "none" else "batch"
     beta = 5.0 if name == "uniform" else 10.0
     generator = np.random.default_rng(5)
 
@@ -186,7 +195,13 @@ def test_gradient_averages_to_that_of_the_full_softmax(name, sharing, wrong, mon
     }[name]()
     corpus = TargetCorpus(np.arange(targets, dtype=np.int32))
     model = DualEncoder(
-        query_tower, target_tower, corpus, miner, temperature=1.0 / beta, sharing=sharing
+        query_tower,
+        target_tower,
+        corpus,
+        miner,
+        temperature=1.0 / beta,
+        sharing=sharing,
+        mining_queries=mining_queries,
     )
     model.prepare_miner()
     # As if a very long training had counted the positives.

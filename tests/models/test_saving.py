@@ -289,6 +289,7 @@ OPTIONS = {
     "learn_temperature": True,
     "similarity": "cosine",
     "sharing": "none",
+    "mining_queries": 3,
     "relative_margin": 0.05,
     "absolute_margin": 0.1,
     "max_score": 0.9,

@@ -60,8 +60,7 @@ def reference(task, queries, given, ids, probability, score_mask=None, temperatu
     rows = np.concatenate([ids, mined])
     scores = queries @ table.T
     scores = (scores.max(1) if queries.ndim == 3 else scores) / temperature
-    flat = np.prod(queries.shape[:-1])
-    draws = flat * task.miner.num_negatives * np.exp(task.miner.log_probability)
+    draws = len(task.miner.rows) * task.miner.num_negatives * np.exp(task.miner.log_probability)
     losses = []
     for query in range(len(queries)):
         others = []
@@ -112,6 +111,14 @@ def test_several_heads_are_mined_for_and_scored_by_the_best():
     expected = reference(task, heads, given, IDS, share)
     np.testing.assert_allclose(task(heads, given, candidate_ids=IDS), expected.sum(), rtol=1e-5)
     np.testing.assert_array_equal(task.miner.queries, heads.reshape(-1, DIM))
+
+
+def test_negatives_are_drawn_for_some_queries_and_shared_by_all():
+    task = make(Given(((4, 9),) * 2), temperature=0.5, mining_queries=2)
+    given = encoded(task)
+    expected = reference(task, QUERIES, given, IDS, share)
+    np.testing.assert_allclose(task(QUERIES, given, candidate_ids=IDS), expected.sum(), rtol=1e-5)
+    np.testing.assert_array_equal(task.miner.queries, QUERIES[[0, 2]])
 
 
 @pytest.mark.parametrize("scale", [0.02, 1e-12])
