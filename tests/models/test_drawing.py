@@ -6,7 +6,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.small import BATCH, QUERY_FEATURES, TARGETS, make
+from tests import reference
+from tests.models.small import BATCH, QUERY_FEATURES, TARGETS, TEMPERATURE, make
 from tf_dynidx.miners import Uniform
 from tf_dynidx.models.drawing import drawing_queries
 
@@ -37,5 +38,21 @@ def test_step_draws_for_no_more_than_it_is_told(sharing, drawn):
     y = tf.range(BATCH)[:, None]
     _, candidates = model._loss_and_candidates(QUERY_FEATURES[:BATCH], y, None, training=True)
     rows = candidates.rows.numpy()
-    assert len(rows) == BATCH + 3 * drawn and (rows < TARGETS).all()
+    assert len(rows) == BATCH + 3 * drawn
     np.testing.assert_array_equal(rows[:BATCH], np.arange(BATCH))
+
+
+def test_loss_expects_as_many_draws_as_there_are():
+    model = make(Uniform(3), options={"mining_queries": 7})
+    model.prepare_miner()
+    y = np.arange(BATCH, dtype=np.int32)
+    loss, candidates = model._loss_and_candidates(
+        QUERY_FEATURES[:BATCH], tf.constant(y[:, None]), None, True
+    )
+    rows = candidates.rows.numpy()
+    logits = model.query_tower(QUERY_FEATURES[:BATCH]).numpy() @ candidates.encodings.numpy().T
+    # Seven times three of the targets, and each as often as not a positive of another query.
+    expected = np.full(len(rows), np.log((7 * 3 + BATCH - 1) / TARGETS))
+    masked = rows[None] == y[:, None]
+    each = reference.sampled_softmax(logits / TEMPERATURE, y, expected, masked)
+    assert float(loss) == pytest.approx(np.mean(each), rel=1e-4)

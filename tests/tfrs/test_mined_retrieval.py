@@ -33,7 +33,7 @@ class Given(Miner):
         return tf.fill([tf.shape(queries)[0], tf.shape(rows)[0]], self.log_probability)
 
     def observe(self, rows, encodings):
-        self.seen.append((rows, encodings))
+        tf.py_function(lambda *each: self.seen.append(each), [rows, encodings], [])
 
 
 def tower(dropout=0.0):
