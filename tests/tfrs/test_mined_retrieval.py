@@ -256,6 +256,8 @@ def test_missing_ids_and_bad_arguments_are_refused():
         make(miner="tree")
     with pytest.raises(ValueError, match="positive and finite. Received: temperature=0"):
         make(temperature=0)
+    with pytest.raises(ValueError, match="mining_queries .*Received: mining_queries=0"):
+        make(mining_queries=0)
     with pytest.raises(ValueError, match="must be a TargetCorpus. Received: ndarray"):
         MinedRetrieval(tower(), FEATURES)
     with pytest.raises(ValueError, match="candidate_model must be .*Received: None"):

@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_dynidx.keras_world import IS_KERAS_3
-from tf_dynidx.models.drawing import drawing_queries
 from tf_dynidx.variables import named_variables
 
 _ROUNDS = 3
@@ -38,8 +37,7 @@ class MiningTime:
 
         def draw(queries, positives):
             beta, given = tf.stop_gradient(model.beta), positives[:, 0]
-            if model.sharing == "batch":
-                queries, positives = drawing_queries(queries, positives, model.mining_queries)
+            queries, positives = model.drawing_queries(queries, positives)
             mined, drawn = miner.mine(queries, beta, positives)
             rows = tf.concat([given, tf.reshape(mined, [-1])], axis=0)
             return rows, miner.log_prob(rows, queries, beta, positives, drawn)

@@ -20,7 +20,6 @@ from tf_dynidx.corpus import TargetCorpus
 from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.metrics import positive_ranks, ranking_metrics
 from tf_dynidx.models import DualEncoder
-from tf_dynidx.models.drawing import drawing_queries
 
 _EPOCHS = 10  # where neither steps nor seconds are given
 _EVALUATIONS = 10  # points of the history
@@ -521,8 +520,7 @@ def _mining_seconds(model, data):
         return 0.0
     queries, given = tf.stop_gradient(model.encode_queries(features)), positives[:, 0]
     beta = tf.constant(model.beta)
-    if model.sharing == "batch":
-        queries, positives = drawing_queries(queries, positives, model.mining_queries)
+    queries, positives = model.drawing_queries(queries, positives)
     negatives = tf.zeros([len(positives) * miner.num_negatives], tf.int32)
     rows = tf.concat([given, negatives], axis=0)
     encodings = model.encode_rows(rows)

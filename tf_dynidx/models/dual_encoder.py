@@ -64,9 +64,9 @@ class DualEncoder(keras.Model):
 
     The candidates of a step are the batch's positives and what the miner draws for its queries (for
     `mining_queries` of them), shared by all queries of the batch; or, with `sharing="none"`, a query's
-    own positive and what was drawn for it. Each logit is corrected
-    for how often its target was to be expected among them, so that the loss estimates the softmax over
-    all targets (`losses.sampled_softmax`).
+    own positive and what was drawn for it. Each logit is corrected for how often its target was to be
+    expected among them, so that the loss estimates the softmax over all targets
+    (`losses.sampled_softmax`).
 
     Under a strategy of `tf.distribute` the batch is the global one: queries see the candidates of all
     replicas. The miner's state, the index too, is held by each.
@@ -329,6 +329,20 @@ class DualEncoder(keras.Model):
                 f"{self.distribute_strategy.num_replicas_in_sync} replicas"
             )
 
+    def drawing_queries(self, queries, positives):
+        """Of the encoded queries of a batch, those that negatives are drawn for.
+
+        Args:
+            queries: float32 [batch, dim].
+            positives: int32 [batch, positives].
+
+        Returns:
+            (queries, positives): float32 [drawing, dim], int32 [drawing, positives].
+        """
+        if self.sharing == "none":
+            return queries, positives
+        return drawing_queries(queries, positives, self.mining_queries)
+
     def mined_loss(self, x, y, sample_weight=None, training=True):
         """The loss of a batch, for a training loop of your own.
 
@@ -435,14 +449,11 @@ class DualEncoder(keras.Model):
         chosen = self._one_positive(positives)
         # A query without a positive has put nothing among the candidates but a placeholder.
         valid = tf.reduce_any(positives >= 0, axis=1)
-        for_whom = tf.stop_gradient(queries), positives
-        if self.sharing == "batch":
-            for_whom = drawing_queries(*for_whom, self.mining_queries)
-        asking, asking_positives = for_whom
-        fixed_beta = tf.stop_gradient(beta)
-        mined, drawn = self.miner.mine(asking, fixed_beta, asking_positives)
+        drawing, their_positives = self.drawing_queries(tf.stop_gradient(queries), positives)
+        asked = drawing, tf.stop_gradient(beta), their_positives
+        mined, drawn = self.miner.mine(*asked)
+        asked = *asked, drawn
         own_rows = tf.concat([chosen, tf.reshape(mined, [-1])], axis=0)
-        asked = asking, fixed_beta, asking_positives, drawn
         own_encodings = self._encode_candidates(own_rows, training)
         self.built = True
         draws = self.miner.num_negatives
@@ -456,9 +467,9 @@ class DualEncoder(keras.Model):
             scores = tf.matmul(queries, encodings, transpose_b=True)
             own_scores = tf.gather(scores, own, axis=1, batch_dims=1)
             log_prob = replicas.log_summed(self.miner.log_prob(rows, *asked))
-            num_asking = replicas.span(tf.shape(asking)[0]).total
+            num_drawing = replicas.span(tf.shape(drawing)[0]).total
             log_expected = losses.log_expected_counts(
-                log_prob, draws, self.frequencies.log_frequency(rows), num_asking, total
+                log_prob, draws, self.frequencies.log_frequency(rows), num_drawing, total
             )
             log_expected -= tf.pad(self._log_weight(rows[total:]), [[total, 0]])
             masked = is_among(rows[None], positives)
