@@ -75,13 +75,18 @@ def from_tfds():
     """MovieLens 100K; needs a network the first time."""
     import tensorflow_datasets as tfds
 
-    rows = tfds.as_numpy(tfds.load("movielens/100k-ratings", split="train", batch_size=-1))
-    texts = {
-        name: np.char.decode(rows[name].astype("S"), "utf-8") for name in ("user_id", "movie_title")
-    }
+    names = ("user_id", "movie_title", "user_rating", "timestamp")
+    rows = tfds.load("movielens/100k-ratings", split="train")
+    rows = rows.map(lambda row: {name: row[name] for name in names})
+    parts = list(rows.batch(10_000).as_numpy_iterator())
+
+    def joined(name, dtype):
+        return np.concatenate([part[name] for part in parts]).astype(dtype)
+
+    texts = {name: np.char.decode(joined(name, "S"), "utf-8") for name in ("user_id", "movie_title")}
     numbers = {
-        "user_rating": rows["user_rating"].astype(np.float32),
-        "timestamp": rows["timestamp"].astype(np.int64),
+        "user_rating": joined("user_rating", np.float32),
+        "timestamp": joined("timestamp", np.int64),
     }
     return texts | numbers
 

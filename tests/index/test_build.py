@@ -11,7 +11,7 @@ from tests.reference import (
     gaussian,
     make_index,
 )
-from tf_dynidx.index import DynamicIndex, build
+from tf_dynidx.index import DynamicIndex, build, dynamic_index
 from tf_dynidx.index.tree import plan
 
 DIM, SIZE = 4, 2000
@@ -66,6 +66,21 @@ def test_leaves_are_groups_of_near_neighbours_in_one_block_or_several(rows, leve
         index.build(rows)
         spreads.append(spread(index))
     assert spreads[1] < 0.06 * total and spreads[0] < 1.25 * spreads[1]
+
+
+def test_rows_that_the_layout_left_far_from_their_leaf_find_a_nearer_one(monkeypatch):
+    # Clusters of about the size of a leaf, that blocks of rows cut through.
+    rows = clustered(np.random.default_rng(3), SIZE, 16, SIZE // 32)
+    monkeypatch.setattr(build, "BLOCK", 500)
+    spreads = []
+    for rounds in (0, dynamic_index._SETTLING_ROUNDS):
+        monkeypatch.setattr(dynamic_index, "_SETTLING_ROUNDS", rounds)
+        index = make_index(16, SIZE, 2)
+        index.build(rows)
+        check_holds(index, dict(enumerate(rows)))
+        check_invariants(index)
+        spreads.append(spread(index))
+    assert spreads[1] < 0.95 * spreads[0]
 
 
 @pytest.mark.parametrize("number", [1, 2, 31, 33, 100, 1000])

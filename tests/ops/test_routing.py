@@ -104,3 +104,18 @@ def test_node_without_room_never_comes_before_one_with_room(nearest_nodes, numbe
     assert (np.diff(np.where(found >= SIZE, 2, found == 0).astype(int), axis=1) >= 0).all()
     if (counts[0][: -(FANOUT ** (number - 2))] < SIZE).any():
         assert (found[:, 0] < SIZE).all()
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.sampled_from([511, 512, 600, 1000]),
+    number=st.integers(1, 2),
+)
+def test_largest_of_many_are_those_of_top_k_and_of_equals_the_first(seed, length, number):
+    rng = np.random.default_rng(seed)
+    # Few different values, so that many are equal; some rows have next to none that are finite.
+    values = rng.integers(0, 30, size=[4, length]).astype(np.float32)
+    values[2, rng.integers(length, size=length - 3)] = -np.inf
+    values[3] = -np.inf
+    found = routing.places_of_largest(tf.constant(values), number).numpy()
+    np.testing.assert_array_equal(found, np.argsort(-values, axis=1, kind="stable")[:, :number])

@@ -22,6 +22,8 @@ from tf_dynidx.ops.search import tree_top_k
 _ENOUGH = 1e-3  # squared error of the mass from which on a draw reads no more: 64 draws vary by 1/64
 _BOUNDED_AS = 20  # bounds of the partition are those that so many draws would have
 _SETTLING_NEAR = 16  # groups whose leaves the rows of a leaf may move to after a build
+_SETTLING_ROUNDS = 3  # of repairs after that; each finds half as many rows in a wrong place again
+_OUTLYING = 0.25  # share of the rows that such a round looks at: nine tenths of what all would bring
 _UPKEEP_PARTS = 4  # one upkeep reroutes one part in so many of the leaves, in turn
 _UPKEEP_ROWS = 512  # or, where it must not go through all rows, so many of those written last
 _TOLERANCE = 0.1  # squared relative error from which on all rows had better be encoded again
@@ -32,6 +34,7 @@ _METHODS = ("importance", "mh", "top")
 # so that nothing is compiled anew for a length not seen before.
 _LENGTHS = (16, 1024, 4096)  # of lists of rows or leaves
 _GROUPS = (16, 128)  # of lists of groups, of which each is 512 slots
+_MANY_CROWDED = 1024  # crowded groups from which on as many are tidied at a time as there may be
 
 
 class Sample(NamedTuple):
@@ -162,6 +165,7 @@ class DynamicIndex(tf.Module):
         self._move_block = _compiled(self.tree.move)
         self._reroute_block = _compiled(self.tree.reroute)
         self._refresh_block = _compiled(self.tree.refresh_groups)
+        self._off_centre = _compiled(self.tree.off_centre)
         self._refresh_above = _compiled(self.tree.refresh_above)
         self._tidy = _compiled(self.tree.tidy)
 
@@ -740,15 +744,26 @@ class DynamicIndex(tf.Module):
         return frontier.partition_bounds(tree.rows, front, queries, beta, shape)
 
     def _settle(self, progress):
-        """Moves the rows of a new tree on to nearer leaves: close by, then in the whole tree."""
+        """Moves the rows of a new tree on to nearer leaves: close by, then outlying ones anywhere."""
         used = np.flatnonzero(self.tree.counts[0].numpy()).astype(np.int32)
         with _bar("settling", len(used), "leaf", progress) as bar:
             for (block,) in _blocks(used, filler=self.tree.widths[0], lengths=_LENGTHS[:2]):
                 self._reroute_block(block, near=_SETTLING_NEAR)
                 bar.update(min(len(block), len(used)))
         self._refresh(np.arange(self.tree.num_groups, dtype=np.int32))
-        self.tree.mark_all()
-        self.repair(progress)
+        for _ in range(_SETTLING_ROUNDS):
+            rows = self._outlying()
+            self.tree.mark(rows, np.ones(len(rows), bool))
+            self.repair(progress)
+
+    def _outlying(self):
+        """The rows farthest from the centres of their leaves, where most lie that belong elsewhere."""
+        groups = np.arange(self.tree.num_groups, dtype=np.int32)
+        filler = self.tree.num_groups
+        off = [self._off_centre(each) for (each,) in _blocks(groups, filler=filler, lengths=_GROUPS)]
+        off = np.concatenate(off)[: len(groups)].reshape(-1)
+        last = len(off) - math.ceil(self.size * _OUTLYING)
+        return self.tree.ids.numpy()[: len(off)][np.argpartition(off, last)[last:]]
 
     def _groups_of(self, rows):
         return np.unique(tf.gather(self.tree.slots, rows).numpy() // GROUP).astype(np.int32)
@@ -769,7 +784,9 @@ class DynamicIndex(tf.Module):
             # Empty groups may be where no crowded one can reach them.
             if left == 0 or left == before:
                 return
-            self._refresh(np.unique(self._tidy(_GROUPS[0])))
+            # Of few groups few at a time, for which nothing else has to be traced.
+            number = _GROUPS[0] if left < _MANY_CROWDED else _GROUPS[1]
+            self._refresh(np.unique(self._tidy(number)))
 
     def _parts(self, queries, exclude, seen):
         """Queries and exclusions in parts, given how many nodes and rows each query sees."""

@@ -21,7 +21,7 @@ BATCHES = (32, 256)  # queries a call
 ROUNDS = 5
 STREAMED = 4096  # candidates in an element of the dataset that is streamed
 # Candidates that a tree scores for a query, as a share of them all; None: its default.
-BUDGETS = (None, 0.005, 0.01)
+BUDGETS = (None, 0.01, 0.005, 0.003)
 
 TITLES = {
     "evaluation": "Evaluation: what FactorizedTopK says of the same queries through each layer, the "
