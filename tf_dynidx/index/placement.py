@@ -29,8 +29,12 @@ def kept(placement):
 
 
 def where_kept(method):
-    """Lets a method of an object run where its `placement` says that its state is."""
+    """Lets a method of an object run where its `placement` says that its state is.
 
+    As it is written: rewriting what an index calls takes AutoGraph longer than tracing it.
+    """
+
+    @tf.autograph.experimental.do_not_convert
     @functools.wraps(method)
     def placed(self, *args, **kwargs):
         with kept(self.placement):

@@ -532,6 +532,7 @@ class Tree(tf.Module):
         _scatter(self.slots, tf.where(ids == NEVER, self.capacity, ids), slots)
 
 
+@tf.function(autograph=False)  # traced once for all that regroup as many rows, of whatever tree
 def regrouped(rows, ids):
     """Rows of groups, put into the groups' leaves by k-means.
 
