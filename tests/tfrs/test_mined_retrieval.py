@@ -53,8 +53,18 @@ def encoded(task, rows=IDS):
     return task.encode_rows(tf.constant(rows))
 
 
-def reference(task, queries, given, ids, probability, score_mask=None, temperature=0.5, hardest=None):
-    """Losses of each query, by enumeration of the candidates."""
+def reference(
+    task,
+    queries,
+    given,
+    ids,
+    probability,
+    score_mask=None,
+    temperature=0.5,
+    hardest=None,
+    named=True,
+):
+    """Losses of each query, by enumeration of the candidates; `named`: the task is told the ids."""
     mined = np.ravel(task.miner.rows)
     table = np.concatenate([given, task.encode_rows(tf.constant(mined, tf.int32))])
     rows = np.concatenate([ids, mined])
@@ -67,7 +77,8 @@ def reference(task, queries, given, ids, probability, score_mask=None, temperatu
         for place, row in enumerate(rows):
             allowed = score_mask is None or place >= len(given) or score_mask[query, place]
             if row != rows[query] and allowed:
-                expected = draws + (len(given) - 1) * probability(row)
+                mined_too = draws if named or place >= len(given) else 0.0
+                expected = mined_too + (len(given) - 1) * probability(row)
                 others.append(scores[query, place] - np.log(expected))
         others = sorted(others)[-hardest:] if hardest else others
         own = scores[query, query]
@@ -211,6 +222,28 @@ def test_identifiers_that_the_corpus_does_not_hold_are_trained_on():
     assert task.frequencies.counts.numpy().sum() == BATCH - 2
 
 
+def test_call_without_ids_knows_a_positive_by_its_encoding():
+    # Rows 3 and 9 are positives; 9 is mined as well, and so must not be a negative of its own query.
+    task = make(temperature=0.5)
+    given = encoded(task)
+    expected = reference(task, QUERIES, given, IDS, share, named=False)
+    with pytest.warns(UserWarning, match="without candidate_ids.*Pass candidate_ids") as warned:
+        for training in (True, False):
+            loss = task(QUERIES, given, training=training)
+            np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
+    assert len(warned) == 1
+    # Nothing is known of what was given: it is not counted, and not written back.
+    assert task.frequencies.total.numpy() == 0
+    ((rows, _),) = task.miner.seen
+    np.testing.assert_array_equal(rows, [-1] * BATCH + [4, 9] * BATCH)
+    heads = np.stack([QUERIES, -QUERIES[::-1]], axis=1)
+    task = make(Given(((4, 9),) * 2 * BATCH), temperature=0.5)
+    with pytest.warns(UserWarning, match="without candidate_ids"):
+        loss = task(heads, given)
+    expected = reference(task, heads, given, IDS, share, named=False)
+    np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
+
+
 def test_metrics_are_updated_when_asked_for():
     accuracy = keras.metrics.CategoricalAccuracy()
     mean = keras.metrics.Mean()
@@ -246,10 +279,8 @@ def test_a_loss_of_the_users_sees_labels_and_logits():
     assert np.isfinite(logits).all()
 
 
-def test_missing_ids_and_bad_arguments_are_refused():
+def test_bad_arguments_are_refused():
     task = make()
-    with pytest.raises(ValueError, match="Pass candidate_ids.*Received: candidate_ids=None"):
-        task(QUERIES, encoded(task))
     with pytest.raises(ValueError, match="Received: shape .*dtype float32"):
         task(QUERIES, encoded(task), candidate_ids=QUERIES[:, 0])
     with pytest.raises(ValueError, match="must be a miner.*Received: 'tree'"):

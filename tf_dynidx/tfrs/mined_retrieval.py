@@ -1,5 +1,7 @@
 """`MinedRetrieval`: the retrieval task of TensorFlow Recommenders, against the whole corpus."""
 
+import warnings
+
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
@@ -16,6 +18,7 @@ from tf_dynidx.models.frequencies import PositiveFrequencies
 from tf_dynidx.ops.membership import is_among
 
 _UNNAMED = -(2**63)  # in place of an identifier
+_ROUNDING = 1e-5  # of squared lengths, the squared distance up to which encodings count as equal
 _LEFT_OUT = float(np.finfo(np.float32).min) / 100.0  # finite: a loss multiplies it by labels of 0
 
 
@@ -107,6 +110,7 @@ class MinedRetrieval(tasks.Retrieval):
         self.mining_queries = checks.positive_int("mining_queries", mining_queries)
         self.frequencies = PositiveFrequencies(corpus.size, corpus.placement)
         self._strategy = tf.distribute.get_strategy()
+        self._warned = False  # of a call without ids
         # A step of TensorFlow Recommenders is not compiled: it may hold strings, and so may the tower,
         # which other miners call. The draws of a tree are numbers alone: half the time, compiled. Only
         # in training, whose batches are of one size: every other size would be compiled as well.
@@ -160,7 +164,9 @@ class MinedRetrieval(tasks.Retrieval):
                 of the corpus, as training goes on.
             candidate_ids: int [candidates], rows of the corpus, or its identifiers as strings; or
                 only [queries], those of the positives. One that the corpus does not hold (rows: -1)
-                is trained on, but neither mined nor written back. Required.
+                is trained on, but neither mined nor written back. Default None, which warns: candidates
+                with the encoding of a query's positive are left out instead, all are taken to come
+                equally often, and what is given is not written back.
             compute_metrics: bool, whether to update `metrics`, which takes the time of a search.
             compute_batch_metrics: bool, whether to update `batch_metrics`.
             score_mask: bool [queries, candidates], which of the candidates given count for a query.
@@ -174,26 +180,26 @@ class MinedRetrieval(tasks.Retrieval):
             float32, the loss.
 
         Raises:
-            ValueError: candidate_ids is missing or of another dtype or rank than described.
+            ValueError: candidate_ids is of another dtype or rank than described.
         """
-        if candidate_ids is None:
-            raise ValueError(
-                "Pass candidate_ids, the rows or identifiers of the positives: without them it is not "
-                "known which mined candidates are positives. Received: candidate_ids=None"
-            )
         mode, training = training, record.could_possibly_record() if training is None else training
         if not self.miner.built:
             replicas.once(self.prepare)
         replicas.check_copied(self.frequencies, self.miner)
-        candidate_ids = tf.convert_to_tensor(candidate_ids)
-        if candidate_ids.shape.rank == 2 and candidate_ids.shape[1] == 1:
-            candidate_ids = candidate_ids[:, 0]
+        named = candidate_ids is not None
         queries = tf.cast(query_embeddings, tf.float32)
         given = tf.cast(candidate_embeddings, tf.float32)
         num_queries, num_given = tf.shape(queries)[0], tf.shape(given)[0]
-        # Extra negatives may come without ids.
-        rows = self._rows(candidate_ids)
-        rows = tf.pad(rows, [[0, num_given - tf.shape(rows)[0]]], constant_values=-1)
+        if named:
+            candidate_ids = tf.convert_to_tensor(candidate_ids)
+            if candidate_ids.shape.rank == 2 and candidate_ids.shape[1] == 1:
+                candidate_ids = candidate_ids[:, 0]
+            # Extra negatives may come without ids.
+            rows = self._rows(candidate_ids)
+            rows = tf.pad(rows, [[0, num_given - tf.shape(rows)[0]]], constant_values=-1)
+        else:
+            self._warn_of_missing_ids()
+            rows = tf.fill([num_given], -1)
 
         heads = 1 if queries.shape.rank == 2 else tf.shape(queries)[1]
         flat = tf.stop_gradient(tf.reshape(queries, [-1, queries.shape[-1]]))
@@ -231,13 +237,16 @@ class MinedRetrieval(tasks.Retrieval):
             scores = tf.matmul(queries, encodings, transpose_b=True)
         num_all_mined = tf.size(all_rows) - num_all_given
         own = tf.one_hot(places[:num_queries], tf.size(all_rows), True, False)
-        same = is_among(all_rows[None], rows[:num_queries, None]) & (all_rows >= 0)
-        # Also of unknown identifiers.
-        numbers = _numbers(candidate_ids)
-        unnamed = [[0, num_given - tf.size(numbers)]]
-        all_numbers = replicas.gathered(tf.pad(numbers, unnamed, constant_values=_UNNAMED))
-        hits = numbers[:num_queries, None] == all_numbers[None]
-        same |= tf.pad(hits, [[0, 0], [0, num_all_mined]])
+        if named:
+            same = is_among(all_rows[None], rows[:num_queries, None]) & (all_rows >= 0)
+            # Also of unknown identifiers.
+            numbers = _numbers(candidate_ids)
+            unnamed = [[0, num_given - tf.size(numbers)]]
+            all_numbers = replicas.gathered(tf.pad(numbers, unnamed, constant_values=_UNNAMED))
+            hits = numbers[:num_queries, None] == all_numbers[None]
+            same |= tf.pad(hits, [[0, 0], [0, num_all_mined]])
+        else:
+            same = _equal(given[:num_queries], encodings)
         never = tf.math.is_inf(log_expected)
         logits = beta * scores
         logits = tf.where(own, logits, logits - tf.where(never, 0.0, log_expected))
@@ -257,7 +266,7 @@ class MinedRetrieval(tasks.Retrieval):
                 update = metric.update_state(
                     query_embeddings,
                     candidate_embeddings[:num_queries],
-                    true_candidate_ids=candidate_ids[:num_queries],
+                    true_candidate_ids=candidate_ids[:num_queries] if named else None,
                     sample_weight=sample_weight,
                 )
                 updates.append(update)
@@ -269,16 +278,27 @@ class MinedRetrieval(tasks.Retrieval):
                 fresh = self.encode_rows(tf.maximum(own_rows, 0))
                 fresh = tf.where(own_rows[:, None] < 0, own_encodings, fresh)
                 encodings = replicas.gathered(fresh, first)
-            self._take_in(all_rows, encodings, replicas.gathered(rows[:num_queries]))
+            if named:
+                self._count(replicas.gathered(rows[:num_queries]))
+            self._observe(all_rows, tf.stop_gradient(encodings))
         with tf.control_dependencies([update for update in updates if update is not None]):
             return tf.identity(loss)
 
-    def _take_in(self, rows, encodings, positives):
-        """Write-back and counts."""
+    def _count(self, positives):
         positives = tf.maximum(positives, 0), tf.cast(positives >= 0, tf.float32)
         self.frequencies.observe(*positives)
         self.miner.observe_positives(*positives)
-        self._observe(rows, tf.stop_gradient(encodings))
+
+    def _warn_of_missing_ids(self):
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.name} is called without candidate_ids, as tfrs.tasks.Retrieval may be: it then "
+                "tells a positive among what is mined by its encoding, which takes a candidate model "
+                "without dropout, and cannot correct for how often each candidate comes. Pass "
+                "candidate_ids, the rows or identifiers of the positives.",
+                stacklevel=3,
+            )
 
     def _rows(self, candidate_ids):
         if candidate_ids.dtype == tf.string:
@@ -340,6 +360,13 @@ class MinedRetrieval(tasks.Retrieval):
         for name in ("batch_metrics", "loss_metrics"):
             config[name] = [deserialize(each) for each in config[name]]
         return cls(**config | {"corpus": corpus})
+
+
+def _equal(some, others):
+    """Whether vectors are equal but for rounding: bool [some, others]."""
+    lengths = tf.reduce_sum(some**2, axis=1)[:, None] + tf.reduce_sum(others**2, axis=1)
+    distances = lengths - 2.0 * tf.matmul(some, others, transpose_b=True)
+    return distances <= _ROUNDING * lengths
 
 
 def _numbers(identifiers):
