@@ -53,6 +53,7 @@ class DataSet(NamedTuple):
 
 _ORACLE = "How much of the oracle's gain does each have? After the same number of steps"
 _CALLS = "At equal encoder calls: full encodes of all targets count as what they are, a call for each"
+_CAPPED = "At equal encoder calls, of which a full encode takes half, as it does with many more targets"
 _SECONDS = "At equal seconds, each with the batch that suits it"
 # Where calls are what costs, the tree may read as much as it likes.
 _CALLERS = "tree,tree:reads=3072,in-batch,stale,cache,stochastic"
@@ -72,6 +73,13 @@ SETS = (
         (
             Question("steps", _ORACLE, "tree,in-batch,exact", {"steps": 1000} | _ALL_DRAW),
             Question("calls", _CALLS, _CALLERS, {"encoder_calls": 1_000_000}),
+            # Two calls for each target.
+            Question(
+                "capped",
+                _CAPPED,
+                "tree,in-batch,stale,cache,stochastic",
+                {"encoder_calls": 215_050, "batch": 64, "negatives": 1},
+            ),
             Question("seconds", _SECONDS, "tree,in-batch:batch=1024,stale,cache", {"seconds": 120.0}),
         ),
     ),
