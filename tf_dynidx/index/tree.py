@@ -135,7 +135,7 @@ class Tree(tf.Module):
                 changed, call `refresh_above`.
         """
         leaves, tops = self._measure(groups)
-        children = tf.reshape(groups[:, None] * FANOUT + tf.range(FANOUT), [-1])
+        children = _leaves_of(groups)
         for mine, new in zip(self.levels[0], leaves, strict=True):
             _scatter(mine, children, new)
         for mine, new in zip(self.levels[1], tops, strict=True):
@@ -239,7 +239,7 @@ class Tree(tf.Module):
         """
         rows, ids = self._contents(groups)
         rows = tf.reshape(tf.cast(rows, tf.float32), [-1, LEAF_SIZE, self.dim])
-        leaves = tf.reshape(groups[:, None] * FANOUT + tf.range(FANOUT), [-1])
+        leaves = _leaves_of(groups)
         away = tf.reduce_sum((rows - nodes.centres(self.moments[0], leaves)[:, None, :]) ** 2, axis=2)
         return tf.where(ids == NEVER, -1.0, tf.reshape(away, [-1, GROUP]))
 
@@ -262,7 +262,7 @@ class Tree(tf.Module):
             rows: float [groups, 512, dim].
             ids: int32 [groups, 512], `NEVER` where there is no row.
         """
-        leaves = tf.reshape(groups[:, None] * FANOUT + tf.range(FANOUT), [-1])
+        leaves = _leaves_of(groups)
         self._store(
             leaves,
             tf.reshape(rows, [-1, LEAF_SIZE, self.dim]),
@@ -572,6 +572,11 @@ def plan(capacity):
 def with_scratch(widths):
     """Places for nodes at each level: one node more at the top, and what is under it, for scratch."""
     return [width + FANOUT ** (len(widths) - 1 - level) for level, width in enumerate(widths)]
+
+
+def _leaves_of(groups):
+    """int32 [16 * groups], the leaves of nodes of level 1, side by side."""
+    return tf.reshape(groups[:, None] * FANOUT + tf.range(FANOUT), [-1])
 
 
 def _scatter(variable, indices, values):
