@@ -85,7 +85,9 @@ def clustered(rng, number, dim, clusters=30, spread=0.3):
 
 
 def make_index(dim, capacity, levels=2, **changes):
-    """An empty index; of three levels also where so few rows would have two."""
+    """An empty index; of three levels also where so few rows would have two, or "flat"."""
+    if levels == "flat":
+        return DynamicIndex(dim, capacity, flat=True, **changes)
     if levels == 2:
         return DynamicIndex(dim, capacity, **changes)
     # A capacity of 300 and more, for which there is more than one group.

@@ -31,7 +31,7 @@ KINDS = 3  # of queries
 QUERIES = some_queries(KINDS)
 # What training has shown: some targets often, and most never.
 SHOWN = np.random.default_rng(4).integers(40, size=300).astype(np.int32) ** 2 % TARGETS
-EXCLUDES_POSITIVES = ("tree", "stale", "cache", "exact", "stochastic")
+EXCLUDES_POSITIVES = ("tree", "flat", "stale", "cache", "exact", "stochastic")
 # The hardest of a sample that has every target in it, so that the rank of each is known.
 SAMPLED = {"stochastic": {"num_negatives": 100, "num_candidates": 2000}}
 # Total variation beyond chance. Tree: resampling leaves a bias of order 1 / proposals. Stochastic:
@@ -89,6 +89,7 @@ def mixture(first, second):
 
 TRUTHS = {
     "tree": softmax,
+    "flat": softmax,
     "in-batch": nothing,
     "uniform": uniform,
     "popularity": popularity,
@@ -253,7 +254,10 @@ def test_draws_are_those_of_the_seed_and_new_at_each_call(name):
 
 
 # full_encodes and rows_encoded, after seven steps.
+_TREE = 7 * 2 + 3 * 16 * (DIM + 1)  # rows whose turn it is, and landmarks at every second step
 COUNTS = {
+    "tree": (1, TARGETS + _TREE),
+    "flat": (1, TARGETS + _TREE),
     "in-batch": (0, 0),
     "uniform": (0, 0),
     "popularity": (0, 0),

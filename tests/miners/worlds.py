@@ -43,7 +43,8 @@ def mixed(weights=None, **changes):
 
 # All that there is to be held to the protocol: a miner is made by name, of a changed configuration.
 MINERS = {
-    "tree": maker(Tree, refresh_every=2),
+    "tree": maker(Tree, refresh_every=2, budget=192),
+    "flat": maker(Tree, refresh_every=2),
     "in-batch": lambda **changes: InBatch(**{k: v for k, v in changes.items() if k == "seed"}),
     "uniform": maker(Uniform),
     "popularity": maker(Popularity),

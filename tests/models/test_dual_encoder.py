@@ -56,7 +56,7 @@ def recall(model, k=5):
 # fit, with every miner, compiled by XLA and not
 
 MINERS = {
-    "tree": lambda: Tree(num_negatives=2, refresh_every=4),
+    "tree": lambda: Tree(num_negatives=2, refresh_every=4, budget=192),  # else it is flat
     "exact": lambda: Exact(num_negatives=2),
     "uniform": lambda: Uniform(num_negatives=2),
     "in-batch": InBatch,

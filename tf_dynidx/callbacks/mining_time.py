@@ -17,7 +17,8 @@ class MiningTime:
     A compiled step cannot be timed from within, so each part is run apart, compiled as the step is:
 
     - "drawing": negatives for a batch, and the probabilities of all its candidates.
-    - "writing": encodings of all its candidates, written back.
+    - "writing": encodings of all its candidates, written back with those of rows whose turn it is,
+      which are encoded for it.
     - "refreshing": the landmarks encoded again, the correction and the upkeep; divided by the steps
       that now pass from one to the next. 0 for a miner that never refreshes.
 
@@ -46,9 +47,11 @@ class MiningTime:
             index.correct(miner.encode_rows(tf.maximum(index.landmarks, 0)))
             index.upkeep()
 
+        # A miner of one's own may have an index and write to it as it likes.
+        write = getattr(miner, "write_back", index.write)
         self._draw, self._write, self._refresh = (
             tf.function(part, autograph=False, jit_compile=jit_compile)
-            for part in (draw, index.write, refresh)
+            for part in (draw, write, refresh)
         )
 
     def seconds_a_step(self, positives):

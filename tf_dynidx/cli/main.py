@@ -130,7 +130,7 @@ def _add_training(command):
         type=positive_int,
         metavar="N",
         help="rows that the tree scores for a query: more come nearer to the softmax and take longer "
-        "(default 192, or 25 for each of its negatives)",
+        "(default all; of more than 250,000 targets 192, or 25 for each of its negatives)",
     )
     command.add_argument(
         "--sharing",

@@ -154,6 +154,26 @@ class Reencoder(tf.Module):
         ages = self._ages(self._written(ids))
         return tf.gather(tf.reshape(by_age, [-1]), owner[:, None] * by_age.shape[1] + ages)
 
+    def lifted(self, queries, beta):
+        """Queries whose products with `stored_with_ages` are scores of rows, doubt included.
+
+        Args:
+            queries: float32 [queries, dim].
+            beta: float32 scalar.
+
+        Returns:
+            (queries, shifts): float32 [queries, dim + ages], and [queries], what is to be added to all
+            of a query's scores.
+        """
+        by_age = self.lifts(queries, beta)
+        queries, shifts = self.pulled_back(queries)
+        return tf.concat([queries, by_age], axis=1), shifts
+
+    def stored_with_ages(self, ids):
+        """What is stored for rows, and a 1 in the column of their age: float32 [ids, dim + ages]."""
+        ages = tf.one_hot(self._ages(self._written(ids)), _AGES)
+        return tf.concat([self.tree.read(ids), ages], axis=1)
+
     # Write-back.
 
     def write(self, ids, fresh):

@@ -37,7 +37,7 @@ class Tree(tf.Module):
     Row ids are the caller's: 0 to capacity - 1.
     """
 
-    def __init__(self, dim, capacity, dtype=tf.float32, name=None):
+    def __init__(self, dim, capacity, dtype=tf.float32, flat=False, name=None):
         """Makes an empty tree.
 
         Args:
@@ -45,10 +45,12 @@ class Tree(tf.Module):
             capacity: int, the largest number of rows.
             dtype: the dtype of the row table: float32, float16 or bfloat16. Statistics and scores are
                 float32 whatever it is.
+            flat: bool, whether rows are only to be kept (`append`), and never to be moved: then there
+                are no more slots than it takes.
         """
         super().__init__(name=name)
         self.dim, self.capacity = dim, capacity
-        self.widths, self.dense = plan(capacity)
+        self.widths, self.dense = flat_plan(capacity) if flat else plan(capacity)
         sizes = with_scratch(self.widths)
         slots = sizes[0] * LEAF_SIZE
 
@@ -298,9 +300,11 @@ class Tree(tf.Module):
         rows, ids = tf.gather(rows, order, batch_dims=1), tf.gather(ids, order, batch_dims=1)
         number = tf.reduce_sum(tf.cast(live, tf.int32), axis=1)
         upper = tf.sequence_mask(number // 2, GROUP)
-        for where, mine in ((groups, upper), (empty, ~upper)):
-            there = tf.where(do, where, self.num_groups)
-            self.fill(there, *regrouped(rows, tf.where(mine & do[:, None], ids, NEVER)))
+        halves = [tf.where(mine & do[:, None], ids, NEVER) for mine in (upper, ~upper)]
+        there = [tf.where(do, where, self.num_groups) for where in (groups, empty)]
+        # Both at once: what regroups is compiled for each time that it is called.
+        halves = regrouped(tf.concat([rows, rows], axis=0), tf.concat(halves, axis=0))
+        self.fill(tf.concat(there, axis=0), *halves)
 
     def tidy(self, number):
         """Regroups up to `number` groups with a crowded leaf; halves up to `number` crowded groups.
@@ -414,6 +418,26 @@ class Tree(tf.Module):
         wanted = (ids != NEVER) & (closeness > -float("inf"))
         slot, accepted, _ = nodes.places(target, wanted, self.counts[0], LEAF_SIZE)
         self._enter(ids, vectors, target, slot, accepted)
+        return accepted
+
+    def append(self, ids, vectors):
+        """Puts new rows into the first free slots, whatever is beside them. Call `refresh` afterwards.
+
+        Args:
+            ids: int32 [rows], distinct and not in the tree; `NEVER` is ignored.
+            vectors: float32 [rows, dim].
+
+        Returns:
+            bool [rows], which rows found room.
+        """
+        free = LEAF_SIZE - self.counts[0][: self.widths[0]]
+        ends = tf.cumsum(free)
+        wanted = ids != NEVER
+        place = tf.cumsum(tf.cast(wanted, tf.int32)) - 1  # among all free slots
+        leaf = tf.searchsorted(ends, place, side="right")
+        accepted = wanted & (leaf < self.widths[0])
+        leaf = tf.minimum(leaf, self.widths[0] - 1)
+        self._enter(ids, vectors, leaf, LEAF_SIZE - (tf.gather(ends, leaf) - place), accepted)
         return accepted
 
     def remove(self, ids):
@@ -567,6 +591,12 @@ def plan(capacity):
         widths = [top * FANOUT**below for below in range(len(widths), -1, -1)]
     widths = [widths[0] * FANOUT, *widths]
     return widths, next(level for level, width in enumerate(widths) if width <= dense)
+
+
+def flat_plan(capacity):
+    """As `plan`, for rows that are only kept: as many nodes as they fill."""
+    groups = math.ceil(capacity / GROUP)
+    return [groups * FANOUT, groups], 1
 
 
 def with_scratch(widths):

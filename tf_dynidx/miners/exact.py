@@ -19,8 +19,9 @@ class Exact(Miner):
 
     def mine(self, queries, beta, positives):
         table, seed = self.encode_all(), self.next_seed()
+        read = functools.partial(tf.gather, table)
         mined, log_partition = table_draws.draw(
-            table, self.num_targets, queries, beta, positives, self.num_negatives, seed
+            read, self.num_targets, beta * queries, positives, self.num_negatives, seed
         )
         return mined, (table, log_partition)
 

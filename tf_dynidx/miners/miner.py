@@ -6,6 +6,7 @@ from tf_dynidx import replicas
 from tf_dynidx.index import checks
 from tf_dynidx.index.integers import Integers
 from tf_dynidx.ops.membership import is_among
+from tf_dynidx.ops.table_draws import inner_products
 
 _BLOCK = 2048  # targets that a step encodes together
 
@@ -227,12 +228,8 @@ def softmax_log_prob(read, rows, queries, beta, positives, log_partition):
     Returns:
         float32 [queries, rows]; -inf where a row is a known positive of the query.
     """
-    if rows.shape.rank == 1:
-        scores = tf.matmul(queries, read(rows), transpose_b=True)
-        rows = rows[None]
-    else:
-        shape = [tf.shape(rows)[0], tf.shape(rows)[1], queries.shape[1]]
-        scores = tf.einsum("qd,qnd->qn", queries, tf.reshape(read(tf.reshape(rows, [-1])), shape))
+    scores = inner_products(read, queries, rows)
+    rows = rows[None] if rows.shape.rank == 1 else rows
     return without_positives(beta * scores - log_partition[:, None], rows, positives)
 
 

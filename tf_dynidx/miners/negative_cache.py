@@ -1,5 +1,6 @@
 """Negatives drawn from a softmax over cached encodings, of which the oldest are made anew."""
 
+import functools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from tf_dynidx.corpus import encode_all
 from tf_dynidx.index import checks
 from tf_dynidx.index.integers import state
 from tf_dynidx.miners.miner import Miner, softmax_log_prob
+from tf_dynidx.miners.turns import in_turn
 from tf_dynidx.ops import table_draws
 
 
@@ -67,7 +69,7 @@ class NegativeCache(Miner):
         self.written = state(tf.zeros([self.size + 1], tf.int32), "written")  # at which step
         self.clock = state(0, "clock")
         if not self._whole:
-            rows = _in_turn(np.arange(self.size), self.num_targets).astype(np.int32)
+            rows = in_turn(np.arange(self.size), self.num_targets).astype(np.int32)
             places = np.full(corpus.size, -1, np.int32)
             places[rows] = np.arange(self.size)
             self.rows = state(rows, "rows")  # of each place
@@ -84,10 +86,9 @@ class NegativeCache(Miner):
 
     def mine(self, queries, beta, positives):
         places, log_partition = table_draws.draw(
-            self.table,
+            functools.partial(tf.gather, self.table),
             self.size,
-            queries,
-            beta,
+            beta * queries,
             self._places_of(positives),
             self.num_negatives,
             self.next_seed(),
@@ -123,7 +124,7 @@ class NegativeCache(Miner):
         """Lets the next rows take the places of the oldest; one that is cached keeps its own."""
         turns = self.turn + tf.range(self.num_refreshed, dtype=tf.int64)
         self.turn.assign_add(self.num_refreshed)
-        rows = tf.cast(_in_turn(turns, self.num_targets), tf.int32)
+        rows = tf.cast(in_turn(turns, self.num_targets), tf.int32)
         here = tf.gather(self.places, rows)
         # What is encoded in its own place is not among the oldest any more.
         where = tf.where(here < 0, self.size, here)[:, None]
@@ -157,15 +158,3 @@ class NegativeCache(Miner):
     def get_config(self):
         own = {"cache_size": self.cache_size, "refresh_share": self.refresh_share}
         return super().get_config() | own
-
-
-def _in_turn(turns, number):
-    """The row whose turn it is: all rows once before any again, far from one to the next.
-
-    Multiples of a number near the golden section of `number` that has no factor in common with it. No
-    table of an order is kept, which would be as long as the corpus.
-    """
-    stride = max(1, round(0.618034 * number))
-    while math.gcd(stride, number) > 1:
-        stride += 1
-    return turns % number * stride % number

@@ -48,10 +48,9 @@ class Stale(Miner):
 
     def mine(self, queries, beta, positives):
         return table_draws.draw(
-            self.table,
+            functools.partial(tf.gather, self.table),
             self.num_targets,
-            queries,
-            beta,
+            beta * queries,
             positives,
             self.num_negatives,
             self.next_seed(),

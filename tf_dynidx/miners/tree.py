@@ -5,16 +5,25 @@ import warnings
 import tensorflow as tf
 
 from tf_dynidx.index import DynamicIndex, checks, reencoder
+from tf_dynidx.index.integers import state
 from tf_dynidx.miners.miner import Miner, without_positives
+from tf_dynidx.miners.turns import in_turn
 from tf_dynidx.ops.in_place import do_if
+
+_FLAT = 250_000  # targets up to which looking at all of them costs less than a tree and its upkeep
+_TURNS = 4  # of so many rows that a step encodes, one more is encoded again, without a gradient
 
 
 class Tree(Miner):
     """Monath et al. 2023: a tree over all targets, kept true while the encoder moves.
 
     All targets are encoded once, before the first step. From then on the index follows the encoder:
-    what a step encodes anyway is written back, and every few steps a few landmarks are encoded again
-    and the change regression carries their movement over to all other rows.
+    what a step encodes anyway is written back, and a quarter as many rows, whose turn it is, are
+    encoded with it; every few steps a few landmarks are encoded again, and the change regression
+    carries their movement over to all other rows.
+
+    Up to 250,000 targets negatives are drawn by looking at the whole index, which finds every row that
+    has much of a query's mass and costs little more than opening the tree; beyond, through the tree.
 
     The index is kept where the corpus is: see the `placement` of `TargetCorpus`.
     """
@@ -37,9 +46,9 @@ class Tree(Miner):
             num_negatives: int, draws a query. One or two are enough when the batch shares them.
             refresh_every: int, steps between refreshes of the index; default: as the encoder moves.
             kernel, form, landmarks, dtype: as for `DynamicIndex`.
-            budget: int, rows of the index that are scored for a query, at most; default: 192, or 25 for
-                each draw. With thousands the draws come nearer to the softmax: for where encoding
-                takes most of a step, as with a large encoder.
+            budget: int, rows of the index that are scored for a query, at most; default: all up to
+                250,000 targets; beyond, 192, or 25 for each draw. With thousands the draws come nearer
+                to the softmax: for where encoding takes most of a step, as with a large encoder.
             seed: int, seeds every draw.
 
         Raises:
@@ -66,7 +75,9 @@ class Tree(Miner):
             landmarks=self.landmarks,
             refresh_every=self.refresh_every,
             placement=corpus.placement,
+            flat=self.budget is None and corpus.size <= _FLAT,
         )
+        self.turn = state(tf.constant(0, tf.int64), "turn")
         if encode_corpus is not None:
             self.index.build(encode_corpus())
 
@@ -84,8 +95,28 @@ class Tree(Miner):
         return self.log_prob(rows, queries, beta, positives, drawn)
 
     def observe(self, rows, encodings):
-        self.index.write(rows, encodings)
+        self.write_back(rows, encodings)
         do_if(self.index.due(), self._refresh)
+
+    def write_back(self, rows, encodings):
+        """Writes back what a step has encoded, and rows whose turn it is, which are encoded for it.
+
+        Args:
+            rows, encodings: as for `observe`.
+        """
+        again = self._next_in_turn(-(-tf.size(rows) // _TURNS))
+        encodings = tf.concat([encodings, self.encode_rows(again)], axis=0)
+        self.index.write(tf.concat([rows, again], axis=0), encodings)
+
+    def _refresh(self):
+        self.index.correct(self.encode_rows(tf.maximum(self.index.landmarks, 0)))
+        self.index.upkeep()
+
+    def _next_in_turn(self, number):
+        """int32 [number], rows that are to be encoded again beside those that a step encodes anyway."""
+        first = self.turn.assign_add(tf.cast(number, tf.int64)) - tf.cast(number, tf.int64)
+        turns = first + tf.range(tf.cast(number, tf.int64))
+        return tf.cast(in_turn(turns, self.num_targets), tf.int32)
 
     def logs(self):
         return {"staleness": self.index.relative_error()}
@@ -102,11 +133,6 @@ class Tree(Miner):
             f"Received: {self.index.staleness()}",
             stacklevel=2,
         )
-
-    def _refresh(self):
-        landmarks = tf.maximum(self.index.landmarks, 0)
-        self.index.correct(self.encode_rows(landmarks))
-        self.index.upkeep()
 
     def get_config(self):
         names = ("refresh_every", "kernel", "form", "landmarks", "dtype", "budget")

@@ -5,46 +5,78 @@ import tensorflow as tf
 from tf_dynidx.ops import draws
 from tf_dynidx.ops.membership import is_among, without
 
-_BLOCK = 256  # rows whose masses are summed up: a draw picks a block, then a row in it
-_BLOCKS = 32  # blocks that are scored together
+BLOCK = 128  # rows whose masses are summed up: a draw picks a block, then a row in it
+_TOGETHER = 16  # blocks that are scored together: few enough that their scores stay in a cache
 
 
-def draw(table, size, queries, beta, excluded, num_draws, seed):
-    """Draws rows of a table with probability proportional to exp(beta q.y), without those excluded.
+def inner_products(read, queries, rows):
+    """q.y for every query.
+
+    Args:
+        read: function from int32 [rows] to float32 [rows, dim].
+        queries: float32 [queries, dim].
+        rows: int32 [rows], the same for every query; or [queries, rows], its own for each.
+
+    Returns:
+        float32 [queries, rows].
+    """
+    if rows.shape.rank == 1:
+        return tf.matmul(queries, read(rows), transpose_b=True)
+    shape = [tf.shape(rows)[0], tf.shape(rows)[1], queries.shape[1]]
+    return tf.einsum("qd,qnd->qn", queries, tf.reshape(read(tf.reshape(rows, [-1])), shape))
+
+
+def scores_held(size, num_draws):
+    """int, numbers that `draw` holds for a query at a time.
+
+    Args:
+        size: int, rows.
+        num_draws: int.
+    """
+    return BLOCK * _TOGETHER + -(-size // BLOCK) + num_draws * BLOCK
+
+
+def draw(read, size, queries, excluded, num_draws, seed, held=None):
+    """Draws rows of a table with probability proportional to exp(q.y), without those excluded.
 
     A block by its mass, then a row in it by its own: the same distribution as one draw over all (or as
     the largest of all scores with Gumbel noise), for one random number each. The draws of a query are
     stratified, as those of `draws.categorical`.
 
-    The whole table is read once. Memory: queries * 8,192 scores at a time, a mass for every query and
-    256 rows, and 256 rows for every draw.
+    The whole table is read once. Memory: queries * 2,048 scores at a time, a mass for every query and
+    128 rows, and 128 rows for every draw.
 
     Args:
-        table: float32 [rows, dim], a tensor or variable.
+        read: function from int32 [rows] to float32 [rows, dim], what the table holds.
         size: int, how many of its rows, the first, take part.
-        queries: float32 [queries, dim].
-        beta: float32 scalar, the inverse temperature.
+        queries: float32 [queries, dim], times the inverse temperature.
         excluded: int32 [queries, excluded], rows that are not drawn, padded with -1.
         num_draws: int.
         seed: int32 [2].
+        held: function from int32 rows to bool of the same shape, whether there is such a row; default:
+            there are all.
 
     Returns:
         (rows, log_partition): int32 [queries, num_draws], with replacement, and float32 [queries], the
-        log of the sum of exp(beta q.y) over all rows that can be drawn. A query with none draws row 0,
-        and its log partition is -inf.
+        log of the sum of exp(q.y) over all rows that can be drawn. A query with none draws row 0, and
+        its log partition is -inf.
     """
-    queries = beta * queries
-    blocks = -(-size // _BLOCK)
-    together = min(_BLOCKS, blocks)
-    table = tf.convert_to_tensor(table)
+    blocks = -(-size // BLOCK)
+    together = min(_TOGETHER, blocks)
+
+    def log_weights(rows):
+        """float32 [queries, rows], for rows as of `inner_products`; -inf for what is no row."""
+        there = tf.minimum(rows, size - 1)
+        live = rows < size
+        if held is not None:
+            live &= held(there)
+        return tf.where(live, inner_products(read, queries, there), -float("inf"))
 
     def masses_from(first):
         """float32 [queries, together], the log masses of some blocks."""
-        start = first * _BLOCK
-        rows = start + tf.range(together * _BLOCK)
-        scores = tf.matmul(queries, tf.gather(table, tf.minimum(rows, size - 1)), transpose_b=True)
-        scores = without(tf.where(rows < size, scores, -float("inf")), excluded - start)
-        return tf.reduce_logsumexp(tf.reshape(scores, [-1, together, _BLOCK]), axis=2)
+        start = first * BLOCK
+        scores = without(log_weights(start + tf.range(together * BLOCK)), excluded - start)
+        return tf.reduce_logsumexp(tf.reshape(scores, [-1, together, BLOCK]), axis=2)
 
     masses = tf.map_fn(
         masses_from,
@@ -56,11 +88,8 @@ def draw(table, size, queries, beta, excluded, num_draws, seed):
 
     seeds = tf.random.split(seed, 2, alg="philox")
     block = draws.categorical(masses, num_draws, seeds[0])
-    rows = block[:, :, None] * _BLOCK + tf.range(_BLOCK)
-    members = tf.gather(table, tf.minimum(rows, size - 1))
-    scores = tf.einsum("qd,qsmd->qsm", queries, members)
-    out = is_among(tf.reshape(rows, [-1, num_draws * _BLOCK]), excluded)
-    out = tf.reshape(out, tf.shape(rows)) | (rows >= size)
-    scores = tf.reshape(tf.where(out, -float("inf"), scores), [-1, _BLOCK])
+    rows = tf.reshape(block[:, :, None] * BLOCK + tf.range(BLOCK), [-1, num_draws * BLOCK])
+    scores = tf.where(is_among(rows, excluded), -float("inf"), log_weights(rows))
+    scores = tf.reshape(scores, [-1, BLOCK])
     place = tf.reshape(draws.categorical(scores, 1, seeds[1]), tf.shape(block))
-    return tf.minimum(block * _BLOCK + place, size - 1), tf.reduce_logsumexp(masses, axis=1)
+    return tf.minimum(block * BLOCK + place, size - 1), tf.reduce_logsumexp(masses, axis=1)

@@ -55,8 +55,8 @@ _ORACLE = "How much of the oracle's gain does each have? After the same number o
 _CALLS = "At equal encoder calls: full encodes of all targets count as what they are, a call for each"
 _CAPPED = "At equal encoder calls, of which a full encode takes half, as it does with many more targets"
 _SECONDS = "At equal seconds, each with the batch that suits it"
-# Where calls are what costs, the tree may read as much as it likes.
-_CALLERS = "tree,tree:reads=3072,in-batch,stale,cache,stochastic"
+# By default the index of sets of this size is flat: with `reads` it is a tree, as that of larger ones.
+_CALLERS = "tree,tree:reads=192,in-batch,stale,cache,stochastic"
 # The oracle's gain is asked for where every query draws, as in the paper: more than any batch has.
 _ALL_DRAW = {"mining_queries": 4096}
 _DOCSTRINGS = "docstrings"  # made from the packages that are installed
