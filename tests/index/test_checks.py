@@ -50,6 +50,7 @@ def check_refused(index, call, message):
         ({"capacity": -5}, "capacity must be a whole number.*Received: capacity=-5"),
         ({"capacity": "9"}, "capacity must be a whole number.*Received: capacity='9'"),
         ({"capacity": 2**29 + 1}, "at most 2.*29. Received: capacity=536870913"),
+        ({"flat": "no"}, "flat must be True or False. Received: flat='no'"),
         ({"dtype": "float64"}, "float32, float16 or bfloat16. Received: dtype='float64'"),
         ({"dtype": tf.int32}, "float32, float16 or bfloat16. Received: dtype=tf.int32"),
         ({"dtype": "fast"}, "float32, float16 or bfloat16. Received: dtype='fast'"),

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from tf_dynidx.index import build as layout
 from tf_dynidx.index import checks, inspection, reencoder
+from tf_dynidx.index.flat import Flat
 from tf_dynidx.index.integers import Integers
 from tf_dynidx.index.placement import PLACEMENTS, check_for_variables, kept, where_kept
 from tf_dynidx.index.reencoder import Reencoder
@@ -139,7 +140,7 @@ class DynamicIndex(tf.Module):
         self.seed = checks.seed(seed)
         checks.one_of("placement", placement, PLACEMENTS)
         check_for_variables(placement)
-        self.placement, self.flat = placement, bool(flat)
+        self.placement, self.flat = placement, checks.flag("flat", flat)
         if num_landmarks is None:
             num_landmarks = reencoder.default_landmarks(self.dim, self.capacity)
         num_landmarks = checks.positive_int("num_landmarks", num_landmarks)
@@ -151,7 +152,7 @@ class DynamicIndex(tf.Module):
         reencoder.check_options(kernel, form, landmarks, refresh_every)
         form = reencoder.resolved_form(form, kernel, self.capacity)
         with kept(placement):
-            self.tree = Tree(self.dim, self.capacity, row_dtype, self.flat)
+            self.tree = (Flat if self.flat else Tree)(self.dim, self.capacity, row_dtype)
             self.reencoder = Reencoder(
                 self.tree, self.seed, kernel, form, landmarks, num_landmarks, refresh_every
             )
@@ -160,7 +161,7 @@ class DynamicIndex(tf.Module):
         self._sample = _compiled(self.draw)
         self._search = _compiled(self._top_k)
         self._bounds = _compiled(self._certify)
-        self._insert_block = _compiled(self.tree.append if self.flat else self.tree.insert)
+        self._insert_block = _compiled(self.tree.insert)
         self._remove_block = _compiled(self.tree.remove)
         self._write_block = _compiled(self.write)
         self._stamp = _compiled(self.reencoder.stamp)
@@ -283,8 +284,7 @@ class DynamicIndex(tf.Module):
                 accepted = self._insert_block(waiting, vectors).numpy()
                 self._refresh(self._groups_of(waiting[accepted]))
                 waiting = np.where(accepted, NEVER, waiting)
-                if not self.flat:
-                    self._make_room()
+                self._make_room()
                 self._refresh_above()
 
     @where_kept
@@ -332,14 +332,10 @@ class DynamicIndex(tf.Module):
         groups, moved = self._groups_of(rows), 0
         with _bar("repairing", len(rows), "row", progress) as bar:
             for (block,) in _blocks(rows):
-                if self.flat:
-                    self._in_place(block)
-                else:
-                    moved += int(self._move_block(block))
+                moved += int(self._move_block(block))
                 bar.update(int((block != NEVER).sum()))
             self._refresh(np.union1d(groups, self._groups_of(rows)))
-            if not self.flat:
-                self._make_room()
+            self._make_room()
             self._refresh_above()
         return moved
 
@@ -375,8 +371,8 @@ class DynamicIndex(tf.Module):
             method: str, one of the above.
             seed: int [2], for the same draws again; default: the index's own, new at each call.
             budget: int, rows that are scored for a query, at most; default: 25 for each draw. Never
-                fewer than 192. A row with much of a query's mass can lie in a leaf that is not read:
-                the more are read, the fewer are missed, and the longer it takes.
+                fewer than 192; of a flat index, all. A row with much of a query's mass can lie in a
+                leaf that is not read: the more are read, the fewer are missed, and the longer it takes.
 
         Returns:
             A `Sample`. For a query with nothing left to draw, all of whose rows are excluded, it holds
@@ -421,8 +417,8 @@ class DynamicIndex(tf.Module):
             queries: float [queries, dim], finite.
             k: int, at most the number of rows held.
             budget: int, how many rows are scored exactly for a query: more is slower and finds more.
-                Default: 20 sqrt(capacity), at least 1,024 and 4 k. From the number of rows on the
-                search is exact.
+                Default: 20 sqrt(capacity), at least 1,024 and 4 k. From the number of rows on, and
+                of a flat index, the search is exact.
             exclude: int [queries, excluded], row ids to be left out, padded with -1; default none.
 
         Returns:
@@ -783,9 +779,9 @@ class DynamicIndex(tf.Module):
     def _certified(self, queries, beta):
         """Bounds of the log partition over what is stored."""
         if self.flat:
-            none, seed = tf.fill([tf.shape(queries)[0], 1], NEVER), tf.zeros([2], tf.int32)
-            read, held = self.tree.read, self.contains
-            exact = table_draws.draw(read, self.capacity, beta * queries, none, 1, seed, held)[1]
+            none = tf.fill([tf.shape(queries)[0], 1], NEVER)
+            asked = self.tree.read, self.capacity, beta * queries, none, self.contains
+            exact = tf.reduce_logsumexp(table_draws.log_masses(*asked), axis=1)
             return exact, exact, exact
         tree, shape = self.tree, sample_shape(self.tree, _BOUNDED_AS)
         front = frontier.open_nodes(tree.levels, queries, beta, shape, 0)
@@ -799,10 +795,6 @@ class DynamicIndex(tf.Module):
                 bar.update(int((block != NEVER).sum()))
         self._refresh(np.arange(self.tree.num_groups, dtype=np.int32))
         self._refresh_above()
-
-    def _in_place(self, rows):
-        """Notes that rows (int32 [rows], padded with `NEVER`) are where they belong."""
-        self.tree.mark(rows, np.zeros(len(rows), bool))
 
     def _settle(self, progress):
         """Moves the rows of a new tree on to nearer leaves: close by, then outlying ones anywhere."""

@@ -37,7 +37,7 @@ class Tree(tf.Module):
     Row ids are the caller's: 0 to capacity - 1.
     """
 
-    def __init__(self, dim, capacity, dtype=tf.float32, flat=False, name=None):
+    def __init__(self, dim, capacity, dtype=tf.float32, name=None):
         """Makes an empty tree.
 
         Args:
@@ -45,12 +45,10 @@ class Tree(tf.Module):
             capacity: int, the largest number of rows.
             dtype: the dtype of the row table: float32, float16 or bfloat16. Statistics and scores are
                 float32 whatever it is.
-            flat: bool, whether rows are only to be kept (`append`), and never to be moved: then there
-                are no more slots than it takes.
         """
         super().__init__(name=name)
         self.dim, self.capacity = dim, capacity
-        self.widths, self.dense = flat_plan(capacity) if flat else plan(capacity)
+        self.widths, self.dense = self.plan(capacity)
         sizes = with_scratch(self.widths)
         slots = sizes[0] * LEAF_SIZE
 
@@ -92,6 +90,11 @@ class Tree(tf.Module):
     def size(self):
         """int32 scalar, the number of rows held."""
         return tf.reduce_sum(self.counts[-1])
+
+    @staticmethod
+    def plan(capacity):
+        """Nodes of each level, from the leaves up; and the level that a query scores all of."""
+        return plan(capacity)
 
     # Rows, by id.
 
@@ -420,26 +423,6 @@ class Tree(tf.Module):
         self._enter(ids, vectors, target, slot, accepted)
         return accepted
 
-    def append(self, ids, vectors):
-        """Puts new rows into the first free slots, whatever is beside them. Call `refresh` afterwards.
-
-        Args:
-            ids: int32 [rows], distinct and not in the tree; `NEVER` is ignored.
-            vectors: float32 [rows, dim].
-
-        Returns:
-            bool [rows], which rows found room.
-        """
-        free = LEAF_SIZE - self.counts[0][: self.widths[0]]
-        ends = tf.cumsum(free)
-        wanted = ids != NEVER
-        place = tf.cumsum(tf.cast(wanted, tf.int32)) - 1  # among all free slots
-        leaf = tf.searchsorted(ends, place, side="right")
-        accepted = wanted & (leaf < self.widths[0])
-        leaf = tf.minimum(leaf, self.widths[0] - 1)
-        self._enter(ids, vectors, leaf, LEAF_SIZE - (tf.gather(ends, leaf) - place), accepted)
-        return accepted
-
     def remove(self, ids):
         """Takes rows out. Call `refresh` afterwards.
 
@@ -591,12 +574,6 @@ def plan(capacity):
         widths = [top * FANOUT**below for below in range(len(widths), -1, -1)]
     widths = [widths[0] * FANOUT, *widths]
     return widths, next(level for level, width in enumerate(widths) if width <= dense)
-
-
-def flat_plan(capacity):
-    """As `plan`, for rows that are only kept: as many nodes as they fill."""
-    groups = math.ceil(capacity / GROUP)
-    return [groups * FANOUT, groups], 1
 
 
 def with_scratch(widths):

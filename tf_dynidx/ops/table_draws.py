@@ -61,22 +61,34 @@ def draw(read, size, queries, excluded, num_draws, seed, held=None):
         log of the sum of exp(q.y) over all rows that can be drawn. A query with none draws row 0, and
         its log partition is -inf.
     """
+    masses = log_masses(read, size, queries, excluded, held)
+    seeds = tf.random.split(seed, 2, alg="philox")
+    block = draws.categorical(masses, num_draws, seeds[0])
+    rows = tf.reshape(block[:, :, None] * BLOCK + tf.range(BLOCK), [-1, num_draws * BLOCK])
+    scores = _log_weights(read, size, queries, rows, held)
+    scores = tf.where(is_among(rows, excluded), -float("inf"), scores)
+    scores = tf.reshape(scores, [-1, BLOCK])
+    place = tf.reshape(draws.categorical(scores, 1, seeds[1]), tf.shape(block))
+    return tf.minimum(block * BLOCK + place, size - 1), tf.reduce_logsumexp(masses, axis=1)
+
+
+def log_masses(read, size, queries, excluded, held=None):
+    """Log of the sum of exp(q.y) over the rows of each block, a few blocks at a time.
+
+    Args:
+        read, size, queries, excluded, held: as for `draw`.
+
+    Returns:
+        float32 [queries, blocks], of 128 rows each; -inf where there is none.
+    """
     blocks = -(-size // BLOCK)
     together = min(_TOGETHER, blocks)
 
-    def log_weights(rows):
-        """float32 [queries, rows], for rows as of `inner_products`; -inf for what is no row."""
-        there = tf.minimum(rows, size - 1)
-        live = rows < size
-        if held is not None:
-            live &= held(there)
-        return tf.where(live, inner_products(read, queries, there), -float("inf"))
-
     def masses_from(first):
-        """float32 [queries, together], the log masses of some blocks."""
         start = first * BLOCK
-        scores = without(log_weights(start + tf.range(together * BLOCK)), excluded - start)
-        return tf.reduce_logsumexp(tf.reshape(scores, [-1, together, BLOCK]), axis=2)
+        scores = _log_weights(read, size, queries, start + tf.range(together * BLOCK), held)
+        scores = tf.reshape(without(scores, excluded - start), [-1, together, BLOCK])
+        return tf.reduce_logsumexp(scores, axis=2)
 
     masses = tf.map_fn(
         masses_from,
@@ -84,12 +96,13 @@ def draw(read, size, queries, excluded, num_draws, seed, held=None):
         fn_output_signature=tf.float32,
         parallel_iterations=1,
     )
-    masses = tf.reshape(tf.transpose(masses, [1, 0, 2]), [-1, masses.shape[0] * together])
+    return tf.reshape(tf.transpose(masses, [1, 0, 2]), [-1, masses.shape[0] * together])
 
-    seeds = tf.random.split(seed, 2, alg="philox")
-    block = draws.categorical(masses, num_draws, seeds[0])
-    rows = tf.reshape(block[:, :, None] * BLOCK + tf.range(BLOCK), [-1, num_draws * BLOCK])
-    scores = tf.where(is_among(rows, excluded), -float("inf"), log_weights(rows))
-    scores = tf.reshape(scores, [-1, BLOCK])
-    place = tf.reshape(draws.categorical(scores, 1, seeds[1]), tf.shape(block))
-    return tf.minimum(block * BLOCK + place, size - 1), tf.reduce_logsumexp(masses, axis=1)
+
+def _log_weights(read, size, queries, rows, held):
+    """float32 [queries, rows], for rows as of `inner_products`; -inf for what is no row."""
+    there = tf.minimum(rows, size - 1)
+    live = rows < size
+    if held is not None:
+        live &= held(there)
+    return tf.where(live, inner_products(read, queries, there), -float("inf"))
