@@ -56,6 +56,7 @@ ARGUMENTS = {
         "num_landmarks": COUNT,
         "seed": SEED,
         "placement": CHOICE,
+        "flat": FLAG,
         **INDEX,
     },
     "TargetCorpus": {

@@ -394,8 +394,8 @@ class DynamicIndex(tf.Module):
                 f"Received: num_samples={num_samples}, {size} rows"
             )
         exclude = self._exclusions(exclude, queries)
-        seed = self.next_seed() if seed is None else tf.cast(seed, tf.int32)
         parts = self._parts(queries, exclude, self._seen(num_samples, method, budget))
+        seed = self.next_seed() if seed is None else tf.cast(seed, tf.int32)
         seeds = [seed]
         if len(parts) > 1:
             seeds = tf.unstack(tf.random.split(seed, len(parts), alg="philox"))
@@ -467,7 +467,7 @@ class DynamicIndex(tf.Module):
         """
         num_samples = checks.positive_int("num_samples", num_samples)
         if self._reads_all(num_samples, "importance", budget):
-            return self.capacity + num_samples * table_draws.BLOCK
+            return table_draws.products(self.capacity, num_samples)
         shape = sample_shape(self.tree, num_samples, budget)
         return 2 * nodes_scored(self.tree, shape) + shape.budget
 
@@ -741,9 +741,8 @@ class DynamicIndex(tf.Module):
 
     def _reads_all(self, num_samples, method, budget):
         """Whether draws look at every row."""
-        if method != "importance":
-            return False
-        return self.flat or sample_shape(self.tree, num_samples, budget).budget >= self.capacity
+        shape = sample_shape(self.tree, num_samples, budget)
+        return method == "importance" and (self.flat or shape.budget >= self.capacity)
 
     def _seen(self, num_samples, method, budget):
         """int, scores that are held for a query at a time, to draw for it."""
@@ -780,8 +779,9 @@ class DynamicIndex(tf.Module):
         """Bounds of the log partition over what is stored."""
         if self.flat:
             none = tf.fill([tf.shape(queries)[0], 1], NEVER)
-            asked = self.tree.read, self.capacity, beta * queries, none, self.contains
-            exact = tf.reduce_logsumexp(table_draws.log_masses(*asked), axis=1)
+            asked = self.tree.read, self.capacity, beta * queries, none
+            masses = table_draws.log_masses(*asked, table_draws.LARGEST_BLOCK, self.contains)
+            exact = tf.reduce_logsumexp(masses, axis=1)
             return exact, exact, exact
         tree, shape = self.tree, sample_shape(self.tree, _BOUNDED_AS)
         front = frontier.open_nodes(tree.levels, queries, beta, shape, 0)

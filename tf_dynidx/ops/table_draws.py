@@ -1,12 +1,15 @@
 """Draws from the softmax over the rows of a table, by looking at all of them."""
 
+import math
+
 import tensorflow as tf
 
 from tf_dynidx.ops import draws
 from tf_dynidx.ops.membership import is_among, without
 
-BLOCK = 128  # rows whose masses are summed up: a draw picks a block, then a row in it
-_TOGETHER = 16  # blocks that are scored together: few enough that their scores stay in a cache
+_SCORED = 2048  # rows that are scored together: few enough that their scores stay in a cache
+SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # rows of a block
+_ROW = 4  # what reading a row for a draw costs, in masses that are summed up
 
 
 def inner_products(read, queries, rows):
@@ -26,6 +29,16 @@ def inner_products(read, queries, rows):
     return tf.einsum("qd,qnd->qn", queries, tf.reshape(read(tf.reshape(rows, [-1])), shape))
 
 
+def products(size, num_draws):
+    """int, dot products that `draw` takes for a query.
+
+    Args:
+        size: int, rows.
+        num_draws: int.
+    """
+    return size + num_draws * _block_size(size, num_draws)
+
+
 def scores_held(size, num_draws):
     """int, numbers that `draw` holds for a query at a time.
 
@@ -33,7 +46,8 @@ def scores_held(size, num_draws):
         size: int, rows.
         num_draws: int.
     """
-    return BLOCK * _TOGETHER + -(-size // BLOCK) + num_draws * BLOCK
+    block = _block_size(size, num_draws)
+    return _SCORED + -(-size // block) + num_draws * block
 
 
 def draw(read, size, queries, excluded, num_draws, seed, held=None):
@@ -43,8 +57,9 @@ def draw(read, size, queries, excluded, num_draws, seed, held=None):
     the largest of all scores with Gumbel noise), for one random number each. The draws of a query are
     stratified, as those of `draws.categorical`.
 
-    The whole table is read once. Memory: queries * 2,048 scores at a time, a mass for every query and
-    128 rows, and 128 rows for every draw.
+    The whole table is read once. Blocks are of 16 to 256 rows, 128 for two draws of 10^5: the more draws,
+    the smaller. Memory: queries * 2,048 scores at a time, a mass for every query and block, and a block
+    of rows for every draw.
 
     Args:
         read: function from int32 [rows] to float32 [rows, dim], what the table holds.
@@ -61,33 +76,35 @@ def draw(read, size, queries, excluded, num_draws, seed, held=None):
         log of the sum of exp(q.y) over all rows that can be drawn. A query with none draws row 0, and
         its log partition is -inf.
     """
-    masses = log_masses(read, size, queries, excluded, held)
+    length = _block_size(size, num_draws)
+    masses = log_masses(read, size, queries, excluded, length, held)
     seeds = tf.random.split(seed, 2, alg="philox")
     block = draws.categorical(masses, num_draws, seeds[0])
-    rows = tf.reshape(block[:, :, None] * BLOCK + tf.range(BLOCK), [-1, num_draws * BLOCK])
+    rows = tf.reshape(block[:, :, None] * length + tf.range(length), [-1, num_draws * length])
     scores = _log_weights(read, size, queries, rows, held)
     scores = tf.where(is_among(rows, excluded), -float("inf"), scores)
-    scores = tf.reshape(scores, [-1, BLOCK])
+    scores = tf.reshape(scores, [-1, length])
     place = tf.reshape(draws.categorical(scores, 1, seeds[1]), tf.shape(block))
-    return tf.minimum(block * BLOCK + place, size - 1), tf.reduce_logsumexp(masses, axis=1)
+    return tf.minimum(block * length + place, size - 1), tf.reduce_logsumexp(masses, axis=1)
 
 
-def log_masses(read, size, queries, excluded, held=None):
+def log_masses(read, size, queries, excluded, length, held=None):
     """Log of the sum of exp(q.y) over the rows of each block, a few blocks at a time.
 
     Args:
         read, size, queries, excluded, held: as for `draw`.
+        length: int, rows of a block.
 
     Returns:
-        float32 [queries, blocks], of 128 rows each; -inf where there is none.
+        float32 [queries, blocks]; -inf where there is none to be drawn.
     """
-    blocks = -(-size // BLOCK)
-    together = min(_TOGETHER, blocks)
+    blocks = -(-size // length)
+    together = min(_SCORED // length, blocks)
 
     def masses_from(first):
-        start = first * BLOCK
-        scores = _log_weights(read, size, queries, start + tf.range(together * BLOCK), held)
-        scores = tf.reshape(without(scores, excluded - start), [-1, together, BLOCK])
+        start = first * length
+        scores = _log_weights(read, size, queries, start + tf.range(together * length), held)
+        scores = tf.reshape(without(scores, excluded - start), [-1, together, length])
         return tf.reduce_logsumexp(scores, axis=2)
 
     masses = tf.map_fn(
@@ -106,3 +123,9 @@ def _log_weights(read, size, queries, rows, held):
     if held is not None:
         live &= held(there)
     return tf.where(live, inner_products(read, queries, there), -float("inf"))
+
+
+def _block_size(size, num_draws):
+    """int, rows of a block, so that about as much is done for blocks as for the rows of those drawn."""
+    best = math.sqrt(size / (_ROW * num_draws))
+    return min(max(2 ** round(math.log2(best)), SMALLEST_BLOCK), LARGEST_BLOCK)
