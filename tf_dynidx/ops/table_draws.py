@@ -57,9 +57,9 @@ def draw(read, size, queries, excluded, num_draws, seed, held=None):
     the largest of all scores with Gumbel noise), for one random number each. The draws of a query are
     stratified, as those of `draws.categorical`.
 
-    The whole table is read once. Blocks are of 16 to 256 rows, 128 for two draws of 10^5, the smaller the
-    more draws. Memory: queries * 2,048 scores at a time, a mass for every query and block, and a block of
-    rows for every draw.
+    The whole table is read once. Blocks are of 16 to 256 rows (128 for two draws of 10^5), the smaller
+    the more draws. Memory: queries * 2,048 scores at a time, a mass for every query and block, and a
+    block of rows for every draw.
 
     Args:
         read: function from int32 [rows] to float32 [rows, dim], what the table holds.
