@@ -10,7 +10,7 @@ from tf_dynidx.miners.miner import Miner, without_positives
 from tf_dynidx.miners.turns import in_turn
 from tf_dynidx.ops.in_place import do_if
 
-_FLAT = 250_000  # targets up to which looking at all of them costs less than a tree and its upkeep
+_FLAT = 250_000  # targets up to which it pays to look at all of them: a pass is a part of a step
 _TURNS = 4  # of so many rows that a step encodes, one more is encoded again, without a gradient
 
 
@@ -23,7 +23,7 @@ class Tree(Miner):
     carries their movement over to all other rows.
 
     Up to 250,000 targets negatives are drawn by looking at the whole index, which finds every row that
-    has much of a query's mass and costs little more than opening the tree; beyond, through the tree.
+    has much of a query's mass and needs no tree to be built; beyond, through the tree.
 
     The index is kept where the corpus is: see the `placement` of `TargetCorpus`.
     """
@@ -114,8 +114,8 @@ class Tree(Miner):
 
     def _next_in_turn(self, number):
         """int32 [number], rows that are to be encoded again beside those that a step encodes anyway."""
-        first = self.turn.assign_add(tf.cast(number, tf.int64)) - tf.cast(number, tf.int64)
-        turns = first + tf.range(tf.cast(number, tf.int64))
+        number = tf.cast(number, tf.int64)
+        turns = self.turn.assign_add(number) - number + tf.range(number)
         return tf.cast(in_turn(turns, self.num_targets), tf.int32)
 
     def logs(self):
