@@ -163,10 +163,11 @@ def test_predictions_weigh_by_how_far_off_rows_of_their_age_were(rows, form):
     errors = np.where(
         known, squared / np.maximum(number, 1e-12), (squared[known] / number[known]).max()
     )
-    # An error of that length in any direction: a Bessel function, and for six dimensions 3 % below it.
+    # An error of that length in any direction: a Bessel function. For six dimensions 3 % below it, and
+    # interpolated from two errors to all.
     x, nu = BETA * np.linalg.norm(queries, axis=1)[:, None] * np.sqrt(errors[kind]), DIM / 2 - 1
     expected = (gammaln(nu + 1) + nu * np.log(2 / x) + np.log(ive(nu, x)) + x) / BETA
-    np.testing.assert_allclose(lifts, expected, rtol=0.04, atol=1e-4)
+    np.testing.assert_allclose(lifts, expected, rtol=0.06, atol=1e-4)
     # Those that are written at every step are better known than those that never were.
     others = np.flatnonzero(index.reencoder.written.numpy()[:SIZE] < 0)
     assert len(others) > SIZE / 2

@@ -19,7 +19,7 @@ def test_row_weighs_what_its_encoding_is_expected_to_weigh():
     # Of two opposite directions both, so that the mean is exact.
     directions = unit(rng.normal(size=[100_000, 6])).astype(np.float64)
     directions = np.concatenate([directions, -directions])
-    lifts = doubt.lifts(ERRORS, queries(), beta).numpy()
+    lifts = doubt.of_all_kinds(doubt.lifts(ERRORS, queries(), beta)).numpy()
     for kind, (mean, error) in enumerate(zip(means, ERRORS, strict=True)):
         encodings = mean + np.sqrt(error) * directions
         weights = np.log(np.exp(beta * queries() @ encodings.T).mean(axis=1))
@@ -33,7 +33,7 @@ def test_row_weighs_what_its_encoding_is_expected_to_weigh():
     error=st.floats(2**-20, 4.0, width=32),
 )
 def test_lift_is_the_bessel_function_of_an_error_in_any_direction(seed, dim, beta, error):
-    lift = doubt.lifts(np.float32([error]), queries(dim, seed), beta).numpy()[:, 0]
+    lift = doubt.lift(np.float32([error]), queries(dim, seed), beta).numpy()[:, 0]
     length = np.linalg.norm(queries(dim, seed).astype(np.float64), axis=1) * np.sqrt(error)
     x, nu = beta * length, dim / 2 - 1
     # Each form of it where it neither vanishes nor overflows.
@@ -48,7 +48,7 @@ def test_lift_is_the_bessel_function_of_an_error_in_any_direction(seed, dim, bet
 
 
 def test_error_of_none_lifts_nothing_and_a_small_one_is_not_lost():
-    lifts = doubt.lifts(np.float32([0.0, 1e-8]), queries(), 1.5).numpy()
+    lifts = doubt.lift(np.float32([0.0, 1e-8]), queries(), 1.5).numpy()
     np.testing.assert_array_equal(lifts[:, 0], np.zeros(5))
     second_order = 0.5 * 1.5 * np.sum(queries() ** 2, axis=1) * 1e-8 / 6
     np.testing.assert_allclose(lifts[:, 1], second_order, rtol=0.01)
@@ -57,8 +57,35 @@ def test_error_of_none_lifts_nothing_and_a_small_one_is_not_lost():
 def test_mean_lift_is_that_of_the_rows_together():
     lifts, beta = doubt.lifts(ERRORS, queries(), 1.5), 1.5
     shares = np.float32([3, 0, 5, 2])
-    each = np.repeat(lifts.numpy(), shares.astype(int), axis=1)
+    each = np.repeat(doubt.of_all_kinds(lifts), shares.astype(int), axis=1)
     expected = np.log(np.exp(beta * each).mean(axis=1)) / beta
     assert (expected > 0).all()
     np.testing.assert_allclose(doubt.mean_lift(lifts, shares, beta), expected, rtol=1e-5)
     np.testing.assert_array_equal(doubt.mean_lift(lifts, 0.0 * shares, beta), np.zeros(5))
+
+
+@given(
+    seed=st.integers(0, 1000),
+    dim=st.integers(2, 200),
+    beta=st.floats(0.125, 200.0, width=32),
+    errors=st.lists(st.floats(0.0, 4.0, width=32), min_size=1, max_size=6),
+)
+def test_lifts_of_many_kinds_are_near_the_lift_of_each(seed, dim, beta, errors):
+    errors = np.float32(errors)
+    lifts = doubt.lifts(errors, queries(dim, seed), beta)
+    each = doubt.lift(errors, queries(dim, seed), beta).numpy()
+    found = doubt.of_all_kinds(lifts).numpy()
+    largest = each.max(axis=1, keepdims=True)
+    rounding = 1e-6 * largest
+    assert (np.abs(found - each) <= 0.04 * largest + rounding).all()
+    norms = np.linalg.norm(queries(dim, seed), axis=1)
+    few = beta * norms * np.sqrt(errors.max()) <= dim / 2
+    assert (np.abs(found - each) <= 0.01 * largest + rounding)[few].all()
+    assert (found >= -rounding).all()
+    assert (found <= norms[:, None] * np.sqrt(errors) + rounding).all()
+    kinds = np.random.default_rng(seed).integers(0, len(errors), size=[5, 7])
+    expected = np.take_along_axis(found, kinds, axis=1)
+    np.testing.assert_allclose(doubt.of_kinds(lifts, kinds), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        doubt.of_kinds(lifts, kinds[0]), found[:, kinds[0]], rtol=1e-5, atol=1e-6
+    )

@@ -12,6 +12,11 @@ from tf_dynidx.ops import table_draws
 DIM = 6
 
 
+def products(table, queries):
+    read = functools.partial(tf.gather, tf.constant(table))
+    return functools.partial(table_draws.inner_products, read, tf.constant(queries))
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("size", [9_000, 8_192, 300])  # one, two or no whole rounds of blocks
 def test_draws_are_from_the_softmax_over_the_rows_that_take_part(size, jit_compile):
@@ -24,9 +29,8 @@ def test_draws_are_from_the_softmax_over_the_rows_that_take_part(size, jit_compi
     excluded = np.concatenate([best, np.full([kinds, 1], -1)], axis=1).astype(np.int32)
     draw = tf.function(table_draws.draw, jit_compile=jit_compile)
     rows, found = draw(
-        functools.partial(tf.gather, tf.constant(table)),
+        products(table, np.repeat(beta * queries, copies, axis=0)),
         size,
-        tf.constant(np.repeat(beta * queries, copies, axis=0)),
         tf.constant(np.repeat(excluded, copies, axis=0)),
         8,
         tf.constant([1, 2]),
@@ -60,9 +64,8 @@ def test_no_row_that_is_excluded_or_missing_or_beyond_the_size_is_ever_drawn(
     there = ~np.isin(np.arange(600), list(missing))
     queries = 3.0 * gaussian(rng, 1, DIM)
     rows, found = table_draws.draw(
-        functools.partial(tf.gather, tf.constant(table)),
+        products(table, queries),
         size,
-        tf.constant(queries),
         tf.constant(given_rows[None]),
         5,
         tf.constant([seed, 1]),

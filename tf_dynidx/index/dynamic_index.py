@@ -16,7 +16,7 @@ from tf_dynidx.index.placement import PLACEMENTS, check_for_variables, kept, whe
 from tf_dynidx.index.reencoder import Reencoder
 from tf_dynidx.index.shapes import nodes_scored, sample_shape, search_shape
 from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEAF_SIZE, Tree
-from tf_dynidx.ops import chains, draws, frontier, table_draws
+from tf_dynidx.ops import chains, doubt, draws, frontier, table_draws
 from tf_dynidx.ops.nodes import NEVER
 from tf_dynidx.ops.search import tree_top_k
 
@@ -595,7 +595,7 @@ class DynamicIndex(tf.Module):
             return self._draw_from_all(queries, beta, exclude, seed, num_samples)
         tree, shape = self.tree, sample_shape(self.tree, num_samples, budget)
         levels = tree.levels
-        by_age = self.reencoder.lifts(queries, beta)
+        lifts = self.reencoder.lifts(queries, beta)
         queries, shifts = self.reencoder.pulled_back(queries)
         if method == "top":
             if self.flat:
@@ -605,9 +605,9 @@ class DynamicIndex(tf.Module):
             log_prob = beta * scores - log_partition[:, None]
             return Sample(ids, scores + shifts[:, None], log_prob, log_partition + beta * shifts)
         tolerance = 0.0 if method == "mh" else _ENOUGH  # chains read all of the budget
-        kept, lift = shape.budget // 8, self.reencoder.mean_lift(by_age, beta)
+        kept, lift = shape.budget // 8, self.reencoder.mean_lift(lifts, beta)
         front = frontier.open_nodes(levels, queries, beta, shape, kept, tolerance, lift)
-        lift_of = functools.partial(self.reencoder.lift_of, by_age)
+        lift_of = functools.partial(self.reencoder.lift_of, doubt.of_all_kinds(lifts))
         seen = (tree.rows, tree.ids, levels, front, queries, beta, shape, exclude)
         if method == "mh":
             ids, scores, log_partition = chains.sample(*seen, num_samples, seed, lift_of)
@@ -654,9 +654,7 @@ class DynamicIndex(tf.Module):
         Returns:
             float32 [queries, rows]; anything at no row.
         """
-        queries, shifts = self.reencoder.lifted(queries, beta)
-        scores = table_draws.inner_products(self.reencoder.stored_with_ages, queries, rows)
-        return scores + shifts[:, None]
+        return self.reencoder.scorer(queries, beta)(rows)
 
     @where_kept
     def contains(self, rows):
@@ -756,13 +754,11 @@ class DynamicIndex(tf.Module):
 
     def _draw_from_all(self, queries, beta, exclude, seed, num_samples):
         """`draw` by looking at every row: exact."""
-        lifted, shifts = self.reencoder.lifted(queries, beta)
-        read = self.reencoder.stored_with_ages
+        score = self.reencoder.scorer(queries, beta)
         ids, log_partition = table_draws.draw(
-            read, self.capacity, beta * lifted, exclude, num_samples, seed, self.contains
+            lambda rows: beta * score(rows), self.capacity, exclude, num_samples, seed, self.contains
         )
-        scores = table_draws.inner_products(read, lifted, ids) + shifts[:, None]
-        log_partition += beta * shifts
+        scores = score(ids)
         return Sample(ids, scores, beta * scores - log_partition[:, None], log_partition)
 
     def _top_k(self, queries, k, shape, exclude):
@@ -779,8 +775,9 @@ class DynamicIndex(tf.Module):
         """Bounds of the log partition over what is stored."""
         if self.flat:
             none = tf.fill([tf.shape(queries)[0], 1], NEVER)
-            asked = self.tree.read, self.capacity, beta * queries, none
-            masses = table_draws.log_masses(*asked, table_draws.LARGEST_BLOCK, self.contains)
+            scores = functools.partial(table_draws.inner_products, self.tree.read, beta * queries)
+            asked = scores, self.capacity, none, table_draws.LARGEST_BLOCK, self.contains
+            masses = table_draws.log_masses(*asked)
             exact = tf.reduce_logsumexp(masses, axis=1)
             return exact, exact, exact
         tree, shape = self.tree, sample_shape(self.tree, _BOUNDED_AS)

@@ -11,6 +11,7 @@ from tf_dynidx.ops import affine, doubt, draws, regression
 from tf_dynidx.ops.in_place import do_if, ids_after
 from tf_dynidx.ops.membership import is_among
 from tf_dynidx.ops.nodes import NEVER
+from tf_dynidx.ops.table_draws import inner_products
 
 KERNELS = ("linear", "rbf", "linear+rbf")
 FORMS = ("full", "lazy")
@@ -119,14 +120,11 @@ class Reencoder(tf.Module):
     # How little is known of rows.
 
     def lifts(self, queries, beta):
-        """What doubt adds to the scores of rows, by their age.
+        """`doubt.Lifts`: what doubt adds to the scores of rows, by their age.
 
         Args:
             queries: float32 [queries, dim].
             beta: float32 scalar.
-
-        Returns:
-            float32 [queries, ages].
         """
         squared, _, number = tf.unstack(self.by_age, axis=1)
         errors = squared / tf.maximum(number, 1e-12)
@@ -136,15 +134,15 @@ class Reencoder(tf.Module):
         errors = tf.where(self.refreshes > 0, errors, 0.0)
         return doubt.lifts(errors, queries, beta)
 
-    def mean_lift(self, by_age, beta):
+    def mean_lift(self, lifts, beta):
         """What doubt adds to the scores of rows, on the average: float32 [queries]."""
-        return doubt.mean_lift(by_age, self._share_of_ages(), beta)
+        return doubt.mean_lift(lifts, self._share_of_ages(), beta)
 
     def lift_of(self, by_age, owner, ids):
         """What doubt adds to the scores of rows.
 
         Args:
-            by_age: float32 [queries, ages], as from `lifts`.
+            by_age: float32 [queries, ages], what it adds for rows of each age.
             owner: int32 [lists], which query each list of rows is for.
             ids: int32 [lists or 1, rows], row ids; an id that is no row is as old as can be.
 
@@ -154,25 +152,25 @@ class Reencoder(tf.Module):
         ages = self._ages(self._written(ids))
         return tf.gather(tf.reshape(by_age, [-1]), owner[:, None] * by_age.shape[1] + ages)
 
-    def lifted(self, queries, beta):
-        """Queries whose products with `stored_with_ages` are scores of rows, doubt included.
+    def scorer(self, queries, beta):
+        """Function from rows to their scores, doubt included.
 
         Args:
             queries: float32 [queries, dim].
             beta: float32 scalar.
 
         Returns:
-            (queries, shifts): float32 [queries, dim + ages], and [queries], what is to be added to all
-            of a query's scores.
+            function from int32 rows, [rows] for all queries or [queries, rows], to float32
+            [queries, rows].
         """
-        by_age = self.lifts(queries, beta)
-        queries, shifts = self.pulled_back(queries)
-        return tf.concat([queries, by_age], axis=1), shifts
+        lifts = self.lifts(queries, beta)
+        stored, shifts = self.pulled_back(queries)
 
-    def stored_with_ages(self, ids):
-        """What is stored for rows, and a 1 in the column of their age: float32 [ids, dim + ages]."""
-        ages = tf.one_hot(self._ages(self._written(ids)), _AGES)
-        return tf.concat([self.tree.read(ids), ages], axis=1)
+        def scores(rows):
+            lift = doubt.of_kinds(lifts, self._ages(self._written(rows)))
+            return inner_products(self.tree.read, stored, rows) + lift + shifts[:, None]
+
+        return scores
 
     # Write-back.
 
@@ -410,32 +408,36 @@ class Reencoder(tf.Module):
         """Replaces half of the landmarks, in turn, so that all of the corpus is looked at in time."""
         number = max(1, self.num_landmarks // _RENEWED)
         place = (self.refreshes * number + tf.range(number)) % self.num_landmarks
-        seeds = tf.random.split(tf.stack([self.seed + 3, self.refreshes]), 4, alg="philox")
-        shape = [number, _CANDIDATES]
-        slots = tf.cast(draws.uniforms(shape, seeds[0]) * float(self.tree.num_slots), tf.int32)
+        seed = tf.stack([self.seed + 3, self.refreshes])
+        uniforms = draws.uniforms([3, number, _CANDIDATES], seed)
+        slots = tf.cast(uniforms[0] * float(self.tree.num_slots), tf.int32)
         anywhere = tf.gather(self.tree.ids, tf.minimum(slots, self.tree.num_slots - 1))
-        drawn = tf.cast(draws.uniforms(shape, seeds[1]) * float(self.recent.shape[0]), tf.int32)
+        drawn = tf.cast(uniforms[1] * float(self.recent.shape[0]), tf.int32)
         used = tf.gather(self.recent, tf.minimum(drawn, self.recent.shape[0] - 1))
         kinds = LANDMARKS[:3] if self.choice == "mixed" else (self.choice,)
-        picked = {}
-        for kind in dict.fromkeys(("uniform", *kinds)):
-            candidates = used if kind == "use" else anywhere
-            keys = tf.zeros(shape)
+        bounds = [number * each // len(kinds) for each in range(len(kinds) + 1)]
+        picked = []
+        for kind, start, end in zip(kinds, bounds[:-1], bounds[1:], strict=True):
+            candidates = (used if kind == "use" else anywhere)[start:end]
+            keys = tf.zeros([end - start, _CANDIDATES])
             if kind == "spread":
-                keys = self._far(candidates) + _gumbel(draws.uniforms(shape, seeds[2]))
-            taken = is_among(tf.reshape(candidates, [1, -1]), self.landmarks[None])
-            live = self.tree.contains(candidates) & ~tf.reshape(taken, shape)
-            keys = tf.where(live, keys, -float("inf"))
-            best = tf.argmax(keys, axis=1, output_type=tf.int32)
-            chosen = tf.gather(candidates, best, batch_dims=1)
-            found = tf.math.is_finite(tf.reduce_max(keys, axis=1))
-            picked[kind] = tf.where(found, chosen, NEVER)
-        turn = (self.refreshes * number + tf.range(number)) % len(kinds)
-        new = tf.gather(tf.stack([picked[kind] for kind in kinds], axis=1), turn, batch_dims=1)
+                keys = self._far(candidates) + _gumbel(uniforms[2, start:end])
+            picked.append(self._best_new(candidates, keys))
+        new = tf.concat(picked, axis=0)
         # Where nothing of the kind is there: nothing written yet, say.
-        new = distinct(tf.where(new == NEVER, picked["uniform"], new))
+        new = tf.where(new == NEVER, self._best_new(anywhere, tf.zeros_like(uniforms[0])), new)
+        new = distinct(new)
         old = tf.gather(self.landmarks, place)
         self.landmarks.scatter_nd_update(place[:, None], tf.where(new == NEVER, old, new))
+
+    def _best_new(self, candidates, keys):
+        """Of each list the candidate of the largest key that is a row and no landmark, or `NEVER`."""
+        taken = is_among(tf.reshape(candidates, [1, -1]), self.landmarks[None])
+        live = self.tree.contains(candidates) & ~tf.reshape(taken, tf.shape(candidates))
+        keys = tf.where(live, keys, -float("inf"))
+        best = tf.argmax(keys, axis=1, output_type=tf.int32)
+        found = tf.math.is_finite(tf.reduce_max(keys, axis=1))
+        return tf.where(found, tf.gather(candidates, best, batch_dims=1), NEVER)
 
     def _far(self, candidates):
         """Log squared distance of candidates to the nearest landmark, as k-means++ draws by."""

@@ -20,8 +20,9 @@ class Exact(Miner):
     def mine(self, queries, beta, positives):
         table, seed = self.encode_all(), self.next_seed()
         read = functools.partial(tf.gather, table)
+        scores = functools.partial(table_draws.inner_products, read, beta * queries)
         mined, log_partition = table_draws.draw(
-            read, self.num_targets, beta * queries, positives, self.num_negatives, seed
+            scores, self.num_targets, positives, self.num_negatives, seed
         )
         return mined, (table, log_partition)
 

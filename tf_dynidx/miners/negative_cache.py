@@ -85,14 +85,10 @@ class NegativeCache(Miner):
         self.table.assign(tf.pad(encodings, [[0, 1], [0, 0]]))
 
     def mine(self, queries, beta, positives):
-        places, log_partition = table_draws.draw(
-            functools.partial(tf.gather, self.table),
-            self.size,
-            beta * queries,
-            self._places_of(positives),
-            self.num_negatives,
-            self.next_seed(),
-        )
+        read = functools.partial(tf.gather, self.table)
+        scores = functools.partial(table_draws.inner_products, read, beta * queries)
+        excluded, seed = self._places_of(positives), self.next_seed()
+        places, log_partition = table_draws.draw(scores, self.size, excluded, self.num_negatives, seed)
         return (places if self._whole else tf.gather(self.rows, places)), log_partition
 
     def log_prob(self, rows, queries, beta, positives, drawn):

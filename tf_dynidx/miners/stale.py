@@ -47,13 +47,10 @@ class Stale(Miner):
             self.table.assign(encode_corpus())
 
     def mine(self, queries, beta, positives):
+        read = functools.partial(tf.gather, self.table)
+        scores = functools.partial(table_draws.inner_products, read, beta * queries)
         return table_draws.draw(
-            functools.partial(tf.gather, self.table),
-            self.num_targets,
-            beta * queries,
-            positives,
-            self.num_negatives,
-            self.next_seed(),
+            scores, self.num_targets, positives, self.num_negatives, self.next_seed()
         )
 
     def log_prob(self, rows, queries, beta, positives, drawn):

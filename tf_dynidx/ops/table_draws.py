@@ -50,8 +50,8 @@ def scores_held(size, num_draws):
     return _SCORED + -(-size // block) + num_draws * block
 
 
-def draw(read, size, queries, excluded, num_draws, seed, held=None):
-    """Draws rows of a table with probability proportional to exp(q.y), without those excluded.
+def draw(scores, size, excluded, num_draws, seed, held=None):
+    """Draws rows of a table with probability proportional to exp(score), without those excluded.
 
     A block by its mass, then a row in it by its own: the same distribution as one draw over all (or as
     the largest of all scores with Gumbel noise), for one random number each. The draws of a query are
@@ -62,9 +62,9 @@ def draw(read, size, queries, excluded, num_draws, seed, held=None):
     block of rows for every draw.
 
     Args:
-        read: function from int32 [rows] to float32 [rows, dim], what the table holds.
+        scores: function from int32 rows, [rows] for all queries or [queries, rows], to float32
+            [queries, rows], such as `inner_products` times the inverse temperature.
         size: int, how many of its rows, the first, take part.
-        queries: float32 [queries, dim], times the inverse temperature.
         excluded: int32 [queries, excluded], rows that are not drawn, padded with -1.
         num_draws: int.
         seed: int32 [2].
@@ -73,26 +73,26 @@ def draw(read, size, queries, excluded, num_draws, seed, held=None):
 
     Returns:
         (rows, log_partition): int32 [queries, num_draws], with replacement, and float32 [queries], the
-        log of the sum of exp(q.y) over all rows that can be drawn. A query with none draws row 0, and
+        log of the sum of exp(score) over all rows that can be drawn. A query with none draws row 0, and
         its log partition is -inf.
     """
     length = _block_size(size, num_draws)
-    masses = log_masses(read, size, queries, excluded, length, held)
+    masses = log_masses(scores, size, excluded, length, held)
     seeds = tf.random.split(seed, 2, alg="philox")
     block = draws.categorical(masses, num_draws, seeds[0])
     rows = tf.reshape(block[:, :, None] * length + tf.range(length), [-1, num_draws * length])
-    scores = _log_weights(read, size, queries, rows, held)
-    scores = tf.where(is_among(rows, excluded), -float("inf"), scores)
-    scores = tf.reshape(scores, [-1, length])
-    place = tf.reshape(draws.categorical(scores, 1, seeds[1]), tf.shape(block))
+    weights = _log_weights(scores, size, rows, held)
+    weights = tf.where(is_among(rows, excluded), -float("inf"), weights)
+    place = draws.categorical(tf.reshape(weights, [-1, length]), 1, seeds[1])
+    place = tf.reshape(place, tf.shape(block))
     return tf.minimum(block * length + place, size - 1), tf.reduce_logsumexp(masses, axis=1)
 
 
-def log_masses(read, size, queries, excluded, length, held=None):
-    """Log of the sum of exp(q.y) over the rows of each block, a few blocks at a time.
+def log_masses(scores, size, excluded, length, held=None):
+    """Log of the sum of exp(score) over the rows of each block, a few blocks at a time.
 
     Args:
-        read, size, queries, excluded, held: as for `draw`.
+        scores, size, excluded, held: as for `draw`.
         length: int, rows of a block.
 
     Returns:
@@ -103,9 +103,9 @@ def log_masses(read, size, queries, excluded, length, held=None):
 
     def masses_from(first):
         start = first * length
-        scores = _log_weights(read, size, queries, start + tf.range(together * length), held)
-        scores = tf.reshape(without(scores, excluded - start), [-1, together, length])
-        return tf.reduce_logsumexp(scores, axis=2)
+        weights = _log_weights(scores, size, start + tf.range(together * length), held)
+        weights = tf.reshape(without(weights, excluded - start), [-1, together, length])
+        return tf.reduce_logsumexp(weights, axis=2)
 
     masses = tf.map_fn(
         masses_from,
@@ -116,13 +116,13 @@ def log_masses(read, size, queries, excluded, length, held=None):
     return tf.reshape(tf.transpose(masses, [1, 0, 2]), [-1, masses.shape[0] * together])
 
 
-def _log_weights(read, size, queries, rows, held):
-    """float32 [queries, rows], for rows as of `inner_products`; -inf for what is no row."""
+def _log_weights(scores, size, rows, held):
+    """float32 [queries, rows], for rows as `scores` takes them; -inf for what is no row."""
     there = tf.minimum(rows, size - 1)
     live = rows < size
     if held is not None:
         live &= held(there)
-    return tf.where(live, inner_products(read, queries, there), -float("inf"))
+    return tf.where(live, scores(there), -float("inf"))
 
 
 def _block_size(size, num_draws):
