@@ -1,6 +1,7 @@
 import os
 import shutil
 
+import tensorflow as tf
 from hypothesis import settings
 
 from tf_dynidx.keras_world import IS_KERAS_3
@@ -14,14 +15,15 @@ _WITHOUT_KERAS = [
     *("test_bench_drift.py", "test_bench_index.py", "test_bench_memory.py", "test_bench_placement.py"),
     "test_bench_serve.py",
     *("test_compare.py", "test_compare_process.py", "test_data.py", "test_demo.py"),
-    "test_docstrings.py",
+    *("test_docstrings.py", "test_training.py"),
 ]
 
 # What one of the worlds alone has: `tests/tfrs` has its own list.
 _OF_ONE_WORLD = {"test_keras_rs.py": True, "test_bench_tfrs.py": False}  # whether that is Keras 3
 
-# Nothing that tests compile runs for long.
+# Nothing that tests compile runs for long, by XLA or without it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 # A first call compiles, so no example has a deadline; and each runs TensorFlow, so there are few.
 settings.register_profile("few", deadline=None, max_examples=25)

@@ -24,8 +24,10 @@ def rows():
     return clustered(np.random.default_rng(0), SIZE, DIM)
 
 
-@pytest.mark.parametrize("levels", [2, 3])
-@pytest.mark.parametrize("kind", ["array", "float16", "memmap", "tensor", "one point"])
+@pytest.mark.parametrize(
+    "kind, levels",
+    [("array", 2), ("array", 3), ("float16", 2), ("memmap", 3), ("tensor", 2), ("one point", 3)],
+)
 def test_build_in_several_blocks_holds_every_row_once(rows, levels, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "BLOCK", 500)
     ids = np.random.default_rng(1).permutation(SIZE)
