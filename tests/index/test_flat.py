@@ -93,7 +93,7 @@ def test_draws_are_from_the_softmax_of_the_scores_that_are_told(rows, queries, f
     other = np.exp(BETA * plain)  # predictions taken as they are
     other[:, gone] = other[0, exclude[0]] = 0.0
     other /= other.sum(axis=1, keepdims=True)
-    assert (0.5 * np.abs(other - truth).sum(axis=1) > distance).all()
+    assert (0.5 * np.abs(other - truth).sum(axis=1) > 2 * distance).any()
 
 
 def test_sample_tells_scores_and_probabilities_of_what_it_drew(index, rows, queries):

@@ -468,7 +468,7 @@ class DynamicIndex(tf.Module):
         """
         num_samples = checks.positive_int("num_samples", num_samples)
         if self._reads_all(num_samples, "importance", budget):
-            return table_draws.products(self.capacity, num_samples)
+            return table_draws.products(self.tree.num_slots, num_samples)
         shape = sample_shape(self.tree, num_samples, budget)
         return 2 * nodes_scored(self.tree, shape) + shape.budget
 
@@ -655,7 +655,7 @@ class DynamicIndex(tf.Module):
         Returns:
             float32 [queries, rows]; anything at no row.
         """
-        return self.reencoder.scorer(queries, beta)(rows)
+        return self.reencoder.scorer(queries, beta)(self.tree.slots_of(rows))
 
     @where_kept
     def contains(self, rows):
@@ -746,7 +746,7 @@ class DynamicIndex(tf.Module):
     def _seen(self, num_samples, method, budget):
         """int, scores that are held for a query at a time, to draw for it."""
         if self._reads_all(num_samples, method, budget):
-            return table_draws.scores_held(self.capacity, num_samples)
+            return table_draws.scores_held(self.tree.num_slots, num_samples)
         shape = sample_shape(self.tree, num_samples, budget)
         return nodes_scored(self.tree, shape) + shape.budget
 
@@ -755,11 +755,17 @@ class DynamicIndex(tf.Module):
 
     def _draw_from_all(self, queries, beta, exclude, seed, num_samples):
         """`draw` by looking at every row: exact."""
-        score = self.reencoder.scorer(queries, beta)
-        ids, log_partition = table_draws.draw(
-            lambda rows: beta * score(rows), self.capacity, exclude, num_samples, seed, self.contains
+        tree, score = self.tree, self.reencoder.scorer(queries, beta)
+        # Slot after slot, which are read as they lie; rows would be looked up one by one.
+        slots, log_partition = table_draws.draw(
+            lambda slots: beta * score(slots),
+            tree.num_slots,
+            tree.slots_of(exclude),
+            num_samples,
+            seed,
+            tree.occupied,
         )
-        scores = score(ids)
+        ids, scores = tf.gather(tree.ids, slots), score(slots)
         return Sample(ids, scores, beta * scores - log_partition[:, None], log_partition)
 
     def _top_k(self, queries, k, shape, exclude):
@@ -776,9 +782,10 @@ class DynamicIndex(tf.Module):
         """Bounds of the log partition over what is stored."""
         if self.flat:
             none = tf.fill([tf.shape(queries)[0], 1], NEVER)
-            scores = functools.partial(table_draws.inner_products, self.tree.read, beta * queries)
-            asked = scores, self.capacity, none, table_draws.LARGEST_BLOCK, self.contains
-            masses = table_draws.log_masses(*asked)
+            read, size = self.tree.read_slots, self.tree.num_slots
+            scores = functools.partial(table_draws.inner_products, read, beta * queries)
+            length = table_draws.LARGEST_BLOCK
+            masses = table_draws.log_masses(scores, size, none, length, self.tree.occupied)
             exact = tf.reduce_logsumexp(masses, axis=1)
             return exact, exact, exact
         tree, shape = self.tree, sample_shape(self.tree, _BOUNDED_AS)

@@ -155,22 +155,23 @@ class Reencoder(tf.Module):
         return tf.gather(tf.reshape(by_age, [-1]), owner[:, None] * by_age.shape[1] + ages)
 
     def scorer(self, queries, beta):
-        """Function from rows to their scores, doubt included.
+        """Function from slots to the scores of the rows that they hold, doubt included.
 
         Args:
             queries: float32 [queries, dim].
             beta: float32 scalar.
 
         Returns:
-            function from int32 rows, [rows] for all queries or [queries, rows], to float32
-            [queries, rows].
+            function from int32 slots, [slots] for all queries or [queries, slots], to float32
+            [queries, slots].
         """
         lifts = self.lifts(queries, beta)
         stored, shifts = self.pulled_back(queries)
 
-        def scores(rows):
-            lift = doubt.of_kinds(lifts, self._ages(self._written(rows)))
-            return inner_products(self.tree.read, stored, rows) + lift + shifts[:, None]
+        def scores(slots):
+            ages = self._ages(self._written(tf.gather(self.tree.ids, slots)))
+            products = inner_products(self.tree.read_slots, stored, slots)
+            return products + doubt.of_kinds(lifts, ages) + shifts[:, None]
 
         return scores
 
@@ -424,28 +425,26 @@ class Reencoder(tf.Module):
         used = tf.gather(self.recent, tf.minimum(drawn, self.recent.shape[0] - 1))
         kinds = LANDMARKS[:3] if self.choice == "mixed" else (self.choice,)
         bounds = [number * each // len(kinds) for each in range(len(kinds) + 1)]
+        everyone = anywhere, self._free(anywhere)
+        pools = {"uniform": everyone, "spread": everyone, "use": (used, self._free(used))}
         picked = []
         for kind, start, end in zip(kinds, bounds[:-1], bounds[1:], strict=True):
-            candidates = (used if kind == "use" else anywhere)[start:end]
-            keys = tf.zeros([end - start, _CANDIDATES])
+            candidates, keys = (each[start:end] for each in pools[kind])
             if kind == "spread":
-                keys = self._far(candidates) + _gumbel(uniforms[2, start:end])
-            picked.append(self._best_new(candidates, keys))
+                keys += self._far(candidates) + _gumbel(uniforms[2, start:end])
+            picked.append(_largest(candidates, keys))
         new = tf.concat(picked, axis=0)
         # Where nothing of the kind is there: nothing written yet, say.
-        new = tf.where(new == NEVER, self._best_new(anywhere, tf.zeros_like(uniforms[0])), new)
+        new = tf.where(new == NEVER, _largest(*everyone), new)
         new = distinct(new)
         old = tf.gather(self.landmarks, place)
         self.landmarks.scatter_nd_update(place[:, None], tf.where(new == NEVER, old, new))
 
-    def _best_new(self, candidates, keys):
-        """Of each list the candidate of the largest key that is a row and no landmark, or `NEVER`."""
+    def _free(self, candidates):
+        """0 for a row that may become a landmark, -inf for what is no row or one already."""
         taken = is_among(tf.reshape(candidates, [1, -1]), self.landmarks[None])
-        live = self.tree.contains(candidates) & ~tf.reshape(taken, tf.shape(candidates))
-        keys = tf.where(live, keys, -float("inf"))
-        best = tf.argmax(keys, axis=1, output_type=tf.int32)
-        found = tf.math.is_finite(tf.reduce_max(keys, axis=1))
-        return tf.where(found, tf.gather(candidates, best, batch_dims=1), NEVER)
+        free = self.tree.contains(candidates) & ~tf.reshape(taken, tf.shape(candidates))
+        return tf.where(free, 0.0, -float("inf"))
 
     def _far(self, candidates):
         """Log squared distance of candidates to the nearest landmark, as k-means++ draws by."""
@@ -519,6 +518,13 @@ def distinct(ids):
     ids = tf.sort(ids, direction="DESCENDING")
     repeated = tf.concat([[False], ids[1:] == ids[:-1]], axis=0)
     return tf.where(repeated, NEVER, ids)
+
+
+def _largest(candidates, keys):
+    """Of each list the candidate of the largest key, `NEVER` if all are -inf: int32 [lists]."""
+    best = tf.argmax(keys, axis=1, output_type=tf.int32)
+    found = tf.math.is_finite(tf.reduce_max(keys, axis=1))
+    return tf.where(found, tf.gather(candidates, best, batch_dims=1), NEVER)
 
 
 def _gumbel(uniforms):

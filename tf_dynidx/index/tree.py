@@ -109,7 +109,15 @@ class Tree(tf.Module):
 
     def read(self, ids):
         """The rows of the given ids: float32 [ids, dim]. An id that is no row reads anything."""
-        return tf.cast(tf.gather(self.rows, self.slots_of(ids)), tf.float32)
+        return self.read_slots(self.slots_of(ids))
+
+    def read_slots(self, slots):
+        """What slots hold: float32 [slots, dim]. An empty slot reads anything."""
+        return tf.cast(tf.gather(self.rows, slots), tf.float32)
+
+    def occupied(self, slots):
+        """Whether slots hold a row: bool of the same shape."""
+        return tf.gather(self.ids, slots) != NEVER
 
     def write(self, ids, vectors):
         """Overwrites rows where they are; an id that is no row is ignored.
