@@ -468,7 +468,7 @@ class DynamicIndex(tf.Module):
         """
         num_samples = checks.positive_int("num_samples", num_samples)
         if self._reads_all(num_samples, "importance", budget):
-            return table_draws.products(self.tree.num_slots, num_samples)
+            return table_draws.products(self._gone_through(), num_samples)
         shape = sample_shape(self.tree, num_samples, budget)
         return 2 * nodes_scored(self.tree, shape) + shape.budget
 
@@ -743,10 +743,14 @@ class DynamicIndex(tf.Module):
         shape = sample_shape(self.tree, num_samples, budget)
         return method == "importance" and (self.flat or shape.budget >= self.capacity)
 
+    def _gone_through(self):
+        """int, rows, or slots, that a draw goes through that looks at all of them."""
+        return self.tree.num_slots if self.flat else self.capacity
+
     def _seen(self, num_samples, method, budget):
         """int, scores that are held for a query at a time, to draw for it."""
         if self._reads_all(num_samples, method, budget):
-            return table_draws.scores_held(self.tree.num_slots, num_samples)
+            return table_draws.scores_held(self._gone_through(), num_samples)
         shape = sample_shape(self.tree, num_samples, budget)
         return nodes_scored(self.tree, shape) + shape.budget
 
@@ -756,16 +760,21 @@ class DynamicIndex(tf.Module):
     def _draw_from_all(self, queries, beta, exclude, seed, num_samples):
         """`draw` by looking at every row: exact."""
         tree, score = self.tree, self.reencoder.scorer(queries, beta)
-        # Slot after slot, which are read as they lie; rows would be looked up one by one.
-        slots, log_partition = table_draws.draw(
-            lambda slots: beta * score(slots),
-            tree.num_slots,
-            tree.slots_of(exclude),
+        if self.flat:
+            # Slots as they lie: rows would be looked up one by one.
+            slots_of, excluded, held = tf.identity, tree.slots_of(exclude), tree.occupied
+        else:
+            # Of a tree's slots many are empty.
+            slots_of, excluded, held = tree.slots_of, exclude, tree.contains
+        places, log_partition = table_draws.draw(
+            lambda places: beta * score(slots_of(places)),
+            self._gone_through(),
+            excluded,
             num_samples,
             seed,
-            tree.occupied,
+            held,
         )
-        ids, scores = tf.gather(tree.ids, slots), score(slots)
+        ids, scores = tf.gather(tree.ids, places) if self.flat else places, score(slots_of(places))
         return Sample(ids, scores, beta * scores - log_partition[:, None], log_partition)
 
     def _top_k(self, queries, k, shape, exclude):
