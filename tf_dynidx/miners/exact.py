@@ -4,8 +4,7 @@ import functools
 
 import tensorflow as tf
 
-from tf_dynidx.miners.miner import Miner, softmax_log_prob
-from tf_dynidx.ops import table_draws
+from tf_dynidx.miners.miner import Miner, softmax_draw, softmax_log_prob
 
 
 class Exact(Miner):
@@ -20,9 +19,8 @@ class Exact(Miner):
     def mine(self, queries, beta, positives):
         table, seed = self.encode_all(), self.next_seed()
         read = functools.partial(tf.gather, table)
-        scores = functools.partial(table_draws.inner_products, read, beta * queries)
-        mined, log_partition = table_draws.draw(
-            scores, self.num_targets, positives, self.num_negatives, seed
+        mined, log_partition = softmax_draw(
+            read, self.num_targets, queries, beta, positives, self.num_negatives, seed
         )
         return mined, (table, log_partition)
 

@@ -1,12 +1,14 @@
 """The protocol that every miner follows."""
 
+import functools
+
 import tensorflow as tf
 
 from tf_dynidx import replicas
 from tf_dynidx.index import checks
 from tf_dynidx.index.integers import Integers
+from tf_dynidx.ops import table_draws
 from tf_dynidx.ops.membership import is_among
-from tf_dynidx.ops.table_draws import inner_products
 
 _BLOCK = 2048  # targets that a step encodes together
 
@@ -216,6 +218,19 @@ class Miner(tf.Module):
         return cls(**config)
 
 
+def softmax_draw(read, size, queries, beta, excluded, num_draws, seed):
+    """Draws from a softmax over a table, by looking at all of it: as `ops.table_draws.draw`.
+
+    Args:
+        read: function from int32 [rows] to float32 [rows, dim], what the table holds.
+        size: int, how many of its rows, the first, take part.
+        queries, beta: as for `Miner.mine`.
+        excluded, num_draws, seed: as for `ops.table_draws.draw`.
+    """
+    scores = functools.partial(table_draws.inner_products, read, beta * queries)
+    return table_draws.draw(scores, size, excluded, num_draws, seed)
+
+
 def softmax_log_prob(read, rows, queries, beta, positives, log_partition):
     """Log probabilities of a softmax over a table, known positives left out.
 
@@ -228,7 +243,7 @@ def softmax_log_prob(read, rows, queries, beta, positives, log_partition):
     Returns:
         float32 [queries, rows]; -inf where a row is a known positive of the query.
     """
-    scores = inner_products(read, queries, rows)
+    scores = table_draws.inner_products(read, queries, rows)
     rows = rows[None] if rows.shape.rank == 1 else rows
     return without_positives(beta * scores - log_partition[:, None], rows, positives)
 

@@ -9,9 +9,8 @@ import tensorflow as tf
 from tf_dynidx.corpus import encode_all
 from tf_dynidx.index import checks
 from tf_dynidx.index.integers import state
-from tf_dynidx.miners.miner import Miner, softmax_log_prob
+from tf_dynidx.miners.miner import Miner, softmax_draw, softmax_log_prob
 from tf_dynidx.miners.turns import in_turn
-from tf_dynidx.ops import table_draws
 
 
 class NegativeCache(Miner):
@@ -86,9 +85,8 @@ class NegativeCache(Miner):
 
     def mine(self, queries, beta, positives):
         read = functools.partial(tf.gather, self.table)
-        scores = functools.partial(table_draws.inner_products, read, beta * queries)
-        excluded, seed = self._places_of(positives), self.next_seed()
-        places, log_partition = table_draws.draw(scores, self.size, excluded, self.num_negatives, seed)
+        excluded, number, seed = self._places_of(positives), self.num_negatives, self.next_seed()
+        places, log_partition = softmax_draw(read, self.size, queries, beta, excluded, number, seed)
         return (places if self._whole else tf.gather(self.rows, places)), log_partition
 
     def log_prob(self, rows, queries, beta, positives, drawn):

@@ -6,8 +6,7 @@ import tensorflow as tf
 
 from tf_dynidx.index import checks
 from tf_dynidx.index.integers import Integers
-from tf_dynidx.miners.miner import Miner, softmax_log_prob
-from tf_dynidx.ops import table_draws
+from tf_dynidx.miners.miner import Miner, softmax_draw, softmax_log_prob
 from tf_dynidx.ops.in_place import do_if
 
 
@@ -48,10 +47,8 @@ class Stale(Miner):
 
     def mine(self, queries, beta, positives):
         read = functools.partial(tf.gather, self.table)
-        scores = functools.partial(table_draws.inner_products, read, beta * queries)
-        return table_draws.draw(
-            scores, self.num_targets, positives, self.num_negatives, self.next_seed()
-        )
+        number, seed = self.num_negatives, self.next_seed()
+        return softmax_draw(read, self.num_targets, queries, beta, positives, number, seed)
 
     def log_prob(self, rows, queries, beta, positives, drawn):
         read = functools.partial(tf.gather, self.table)
