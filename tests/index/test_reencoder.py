@@ -316,21 +316,6 @@ def test_fixed_period_stays(rows):
     assert [step for step, now in enumerate(due, 1) if now] == [7, 14, 21]
 
 
-def test_landmarks_are_not_due_before_four_rows_were_written_for_each(rows):
-    index = make(rows)
-    few, many = np.arange(20, dtype=np.int32), np.arange(index.num_landmarks, dtype=np.int32)
-    steps = []
-    for written in (few, few, many):
-        steps.append(0)
-        while not index.due():
-            index.write(written, rows[written])
-            steps[-1] += 1
-        index.correct(rows[index.landmarks.numpy()])
-    enough = -(-4 * index.num_landmarks // len(few))
-    # With many the period decides: as nothing moves, the second refresh has doubled it, from ten.
-    assert steps == [enough, enough, 20] and enough > 20
-
-
 def test_refresh_encodes_the_landmarks_and_nothing_else(rows):
     index = make(rows)
     (table,) = moving(rows, 1)

@@ -254,7 +254,7 @@ def test_draws_are_those_of_the_seed_and_new_at_each_call(name):
 
 
 # full_encodes and rows_encoded, after seven steps.
-_TREE = 7 * 2 + 3 * 16 * (DIM + 1)  # rows whose turn it is, and landmarks at every second step
+_TREE = 7 + 3 * 16 * (DIM + 1)  # rows whose turn it is, and landmarks at every second step
 COUNTS = {
     "tree": (1, TARGETS + _TREE),
     "flat": (1, TARGETS + _TREE),

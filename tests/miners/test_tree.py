@@ -33,7 +33,7 @@ def test_what_a_step_encoded_is_written_back_with_rows_whose_turn_it_is_and_no_o
     world.move(0.3)
     rows = [5, 9, 5, 150, 9]
     world.miner.observe(tf.constant(rows), tf.gather(world.table, rows))
-    assert [len(each) for each in asked] == [2]  # a quarter as many
+    assert [len(each) for each in asked] == [1]  # a sixteenth as many
     written = np.union1d(rows, asked[0])
     np.testing.assert_allclose(held(world)[written], world.table.numpy()[written], atol=1e-6)
     others = np.setdiff1d(np.arange(TARGETS), written)
@@ -43,7 +43,7 @@ def test_what_a_step_encoded_is_written_back_with_rows_whose_turn_it_is_and_no_o
 def test_all_rows_have_their_turn_before_one_has_it_again():
     world = World(Tree(refresh_every=10**6))
     asked = encoded_by(world.miner)
-    rows = tf.zeros([40], tf.int32)
+    rows = tf.zeros([160], tf.int32)
     for _ in range(TARGETS // 10):
         world.miner.observe(rows, tf.gather(world.table, rows))
     turns = np.concatenate(asked)
@@ -68,6 +68,32 @@ def test_refresh_encodes_landmarks_and_carries_their_movement_over(refresh_every
     np.testing.assert_array_equal(asked[-1], landmarks)
     np.testing.assert_allclose(held(world)[landmarks], world.table.numpy()[landmarks], atol=1e-6)
     assert error(world, np.setdiff1d(others, np.concatenate(asked))) < 0.3 * before
+
+
+def test_landmarks_are_a_sixteenth_of_what_steps_encode_at_most():
+    world = World(Tree())
+    index, asked = world.miner.index, encoded_by(world.miner)
+    for number in (20, TARGETS, 10 * TARGETS):
+        rows, steps = tf.range(number) % TARGETS, 0
+        refreshes, period = int(index.reencoder.refreshes), float(index.reencoder.period)
+        while int(index.reencoder.refreshes) == refreshes:
+            world.miner.observe(rows, tf.gather(world.table, rows))
+            steps += 1
+        affordable = 16 * index.num_landmarks / number
+        assert steps == np.ceil(max(affordable, period)), number
+    # The index asks every so many steps: of what the last ones encoded it was too little to count.
+    assert affordable < period
+    assert [len(each) for each in asked].count(index.num_landmarks) == 3
+
+
+def test_landmarks_are_encoded_at_once_when_the_encoder_has_jumped():
+    world = World(Tree())
+    rows = tf.range(64)
+    world.miner.observe(rows, tf.gather(world.table, rows))
+    world.move(3.0)
+    world.miner.observe(rows, tf.gather(world.table, rows))
+    assert int(world.miner.index.reencoder.refreshes) == 1
+    assert world.miner.index.staleness()["jumps"] == 1
 
 
 def test_budget_is_what_a_query_reads_and_all_of_a_corpus_that_is_not_large():

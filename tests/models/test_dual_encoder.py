@@ -478,7 +478,7 @@ def test_step_writes_inference_encodings_back(towers):
     first = model.miner.turn.numpy()
     model.train_on_batch(QUERY_FEATURES[:20:2], rows)
     in_turn_now = in_turn(np.arange(first, model.miner.turn.numpy()), TARGETS)
-    assert len(in_turn_now) == math.ceil(3 * len(rows) / 4)
+    assert len(in_turn_now) == math.ceil(3 * len(rows) / 16)
     after = encoded(model, others)
     assert np.abs(after - before).max() > 0.01
     now = held(model, others)

@@ -115,8 +115,7 @@ class DynamicIndex(tf.Module):
             num_landmarks: int, how many; default 16 (dim + 1), several times the features of the
                 regression, and at most `capacity`.
             refresh_every: int, write-backs between refreshes (see `due`); default: chosen from how far
-                the landmarks move: about a tenth of an encoding's norm from one to the next, or ten;
-                and as many as it takes to write four rows back for each landmark.
+                the landmarks move: about a tenth of an encoding's norm from one to the next, or ten.
             placement: "device" (default): wherever it is made, as any variable. "host": in the memory
                 of the host, where it is also asked and kept true, whatever device the caller is on;
                 what is drawn or read is copied there. For an accelerator that has better use for its
@@ -680,6 +679,11 @@ class DynamicIndex(tf.Module):
     def due(self):
         """bool scalar, whether so much was written back that the landmarks are to be encoded again."""
         return self.reencoder.due()
+
+    @where_kept
+    def jumped(self):
+        """bool scalar, whether the last `write` found another encoder: see `staleness`."""
+        return self.reencoder.jumped()
 
     @where_kept
     def correct(self, fresh):

@@ -24,7 +24,6 @@ _RECENT = 16_384  # rows last written that are remembered
 _LONG_AGO = -(2**30)  # when rows that were never written were written
 _FIRST_PERIOD = 10.0  # write-backs before the first refresh, where the index chooses
 _SHORTEST, _LONGEST = 10.0, 500.0  # and between refreshes
-_EARNED = 4  # rows that are written back, beside, for each landmark that is encoded
 _MOVEMENT = 0.01  # squared relative movement that one refresh is to catch up with
 _JUMP = 0.3  # squared relative error of rows that were just written, from which the encoder jumped
 _JUST = 16  # write-backs that just written rows are behind, at most
@@ -72,7 +71,6 @@ class Reencoder(tf.Module):
         self.written = state(tf.fill([tree.capacity + 1], _LONG_AGO), "written")
         self.period = state(float(refresh_every or _FIRST_PERIOD), "period")
         self.refreshes = state(0, "refreshes")
-        self.written_since = state(0, "written_since")  # rows, since all were last corrected
         # Observations since the last correction, in units of one write-back's movement.
         self.moment = state(tf.zeros([dim + 1, dim + 1]), "moment")
         self.target = state(tf.zeros([dim + 1, dim]), "target")
@@ -208,7 +206,6 @@ class Reencoder(tf.Module):
         before = tf.where(held[:, None], before, 0.0)
         after = tf.where(held[:, None], tf.cast(fresh, tf.float32), 0.0)
         error = tf.reduce_sum((after - before) ** 2, axis=1)
-        self.written_since.assign_add(tf.reduce_sum(tf.cast(held, tf.int32)))
         known = tf.cast(held, tf.float32)
         measured = tf.stack([error, tf.reduce_sum(after**2, axis=1), known], axis=1)
         groups = self.tree.slots_of(ids) // GROUP
@@ -269,12 +266,11 @@ class Reencoder(tf.Module):
 
     def due(self):
         """bool scalar, whether it is time to encode the landmarks again."""
-        elapsed = tf.cast(self.clock - self.corrected, tf.float32)
-        due = elapsed >= self.period
-        if not self.refresh_every:
-            # Where little is encoded anyway, landmarks would soon be most of what is.
-            due &= self.written_since >= _EARNED * self.num_landmarks
-        return due | (self.lurch > _JUMP)
+        return (tf.cast(self.clock - self.corrected, tf.float32) >= self.period) | self.jumped()
+
+    def jumped(self):
+        """bool scalar, whether the last write-back found the encoder to be another one."""
+        return self.lurch > _JUMP
 
     def correct(self, fresh):
         """Carries the movement of the landmarks over to every row, by the change regression.
@@ -308,7 +304,6 @@ class Reencoder(tf.Module):
         self.target.assign(tf.zeros_like(self.target))
         self.corrected.assign(self.clock)
         self.refreshes.assign_add(1)
-        self.written_since.assign(0)
         self._renew()
 
     def _fitted(self, before, after, behind, period):
@@ -483,7 +478,6 @@ class Reencoder(tf.Module):
         for variable in (self.moment, self.target, self.by_group, self.by_age, self.lurch, self.jumps):
             variable.assign(tf.zeros_like(variable))
         self.corrected.assign(self.clock)
-        self.written_since.assign(0)
         if self.form == "lazy":
             self._set_map(affine.identity(self.tree.dim))
 

@@ -11,16 +11,18 @@ from tf_dynidx.miners.turns import in_turn
 from tf_dynidx.ops.in_place import do_if
 
 _FLAT = 250_000  # targets up to which it pays to look at all of them: a pass is a part of a step
-_TURNS = 4  # of so many rows that a step encodes, one more is encoded again, without a gradient
+# What keeps the index true takes, beside so many rows that steps encode anyway, one row in turn and, if
+# the index asks for it, one landmark: an eighth more at most, without a gradient.
+_ROWS_A_TURN = _ROWS_A_LANDMARK = 16
 
 
 class Tree(Miner):
     """Monath et al. 2023: a tree over all targets, kept true while the encoder moves.
 
     All targets are encoded once, before the first step. From then on the index follows the encoder:
-    what a step encodes anyway is written back, and a quarter as many rows, whose turn it is, are
-    encoded with it; every few steps a few landmarks are encoded again, and the change regression
-    carries their movement over to all other rows.
+    what a step encodes anyway is written back, and a sixteenth as many rows, whose turn it is, are
+    encoded with it; every few steps landmarks are encoded again, as many as a sixteenth of what was
+    encoded in between at most, and the change regression carries their movement over to all other rows.
 
     Up to 250,000 targets negatives are drawn by looking at the whole index, which finds every row that
     has much of a query's mass and needs no tree to be built; beyond, through the tree.
@@ -44,7 +46,8 @@ class Tree(Miner):
 
         Args:
             num_negatives: int, draws a query. One or two are enough when the batch shares them.
-            refresh_every: int, steps between refreshes of the index; default: as the encoder moves.
+            refresh_every: int, steps between refreshes of the index; default: as the encoder moves, but
+                not before steps have encoded 16 rows for each landmark.
             kernel, form, landmarks, dtype: as for `DynamicIndex`.
             budget: int, rows of the index that are scored for a query, at most; default: all up to
                 250,000 targets; beyond, 192, or 25 for each draw. With thousands the draws come nearer
@@ -78,6 +81,7 @@ class Tree(Miner):
             flat=self.budget is None and corpus.size <= _FLAT,
         )
         self.turn = state(tf.constant(0, tf.int64), "turn")
+        self.encoded = state(tf.constant(0, tf.int64), "encoded")  # by steps, since the last refresh
         if encode_corpus is not None:
             self.index.build(encode_corpus())
 
@@ -96,7 +100,7 @@ class Tree(Miner):
 
     def observe(self, rows, encodings):
         self.write_back(rows, encodings)
-        do_if(self.index.due(), self._refresh)
+        do_if(self._due(), self._refresh)
 
     def write_back(self, rows, encodings):
         """Writes back what a step has encoded, and rows whose turn it is, which are encoded for it.
@@ -104,11 +108,21 @@ class Tree(Miner):
         Args:
             rows, encodings: as for `observe`.
         """
-        again = self._next_in_turn(-(-tf.size(rows) // _TURNS))
+        self.encoded.assign_add(tf.size(rows, out_type=tf.int64))
+        again = self._next_in_turn(-(-tf.size(rows) // _ROWS_A_TURN))
         encodings = tf.concat([encodings, self.encode_rows(again)], axis=0)
         self.index.write(tf.concat([rows, again], axis=0), encodings)
 
+    def _due(self):
+        """bool scalar, whether the index asks for its landmarks and steps have earned them."""
+        due = self.index.due()
+        if self.refresh_every:
+            return due
+        enough = self.encoded >= _ROWS_A_LANDMARK * self.index.num_landmarks
+        return due & (enough | self.index.jumped())
+
     def _refresh(self):
+        self.encoded.assign(0)
         self.index.correct(self.encode_rows(tf.maximum(self.index.landmarks, 0)))
         self.index.upkeep()
 
