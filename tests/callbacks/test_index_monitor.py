@@ -133,23 +133,26 @@ def test_watching_changes_nothing(run):
 
 
 def test_time_of_a_part_is_that_of_a_step(monkeypatch):
-    """By a clock that ticks once for each part run: refreshes count by their schedule."""
+    """By a clock that ticks once for each part run: refreshes count as often as there were any."""
     model = make(Indexed())
     train(model, epochs=1)
-    model.miner.index.reencoder.refreshes.assign(4)
-    model.miner.index.reencoder.period.assign(2.0)
+    reencoder = model.miner.index.reencoder
     timing, calls = MiningTime(model), []
-    clock = {"_draw": 2.0, "_write": 3.0, "_refresh": 10.0}
-    for part in clock:
+    ticks = {"_draw": 2.0, "_write": 3.0, "_refresh": 10.0}
+    for part in ticks:
 
         def counted(*arguments, part=part):
             calls.append(part)
             return tf.range(BATCH), None
 
         monkeypatch.setattr(timing, part, counted)
-    monkeypatch.setattr("time.perf_counter", lambda: sum(clock[part] for part in calls))
-    found = timing.seconds_a_step(np.arange(BATCH, dtype=np.int32))
-    assert found == {"drawing": 2.0, "writing": 3.0, "refreshing": 5.0}
+    monkeypatch.setattr("time.perf_counter", lambda: sum(ticks[part] for part in calls))
+    # In 20 steps 4 refreshes, in the next 10 one, and in the last none; each writes back once.
+    for clock, refreshes, share in [(24, 4, 0.2), (35, 5, 0.1), (36, 5, 0.0)]:
+        reencoder.clock.assign(clock)
+        reencoder.refreshes.assign(refreshes)
+        found = timing.seconds_a_step(np.arange(BATCH, dtype=np.int32))
+        assert found == {"drawing": 2.0, "writing": 3.0, "refreshing": pytest.approx(10.0 * share)}
 
 
 def test_refresh_of_a_miner_that_has_none_takes_no_time():

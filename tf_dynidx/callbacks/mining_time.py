@@ -20,7 +20,7 @@ class MiningTime:
     - "writing": encodings of all its candidates, written back with those of rows whose turn it is,
       which are encoded for it.
     - "refreshing": the landmarks encoded again, the correction and the upkeep; divided by the steps
-      that now pass from one to the next. 0 for a miner that never refreshes.
+      that passed from one to the next since the last time. 0 for a miner that never refreshes.
 
     All variables of the miner are copied to the host before and put back after, so that a training
     goes on as if nothing had been timed. What is not seen: work that a step does at the same time, and
@@ -43,16 +43,14 @@ class MiningTime:
             rows = tf.concat([given, tf.reshape(mined, [-1])], axis=0)
             return rows, miner.log_prob(rows, queries, beta, positives, drawn)
 
-        def refresh():
-            index.correct(miner.encode_rows(tf.maximum(index.landmarks, 0)))
-            index.upkeep()
-
-        # A miner of one's own may have an index and write to it as it likes.
+        # A miner of one's own may have an index and write to it as it likes, and never refresh it.
         write = getattr(miner, "write_back", index.write)
+        refresh = getattr(miner, "refresh", lambda: None)
         self._draw, self._write, self._refresh = (
             tf.function(part, autograph=False, jit_compile=jit_compile)
             for part in (draw, write, refresh)
         )
+        self._since = 0, 0  # steps and refreshes, up to the last time
 
     def seconds_a_step(self, positives):
         """dict from part to float, seconds a step.
@@ -62,8 +60,7 @@ class MiningTime:
                 for those of queries.
         """
         miner = self.model.miner
-        index, reencoder = miner.index, miner.index.reencoder
-        refreshes, period = reencoder.refreshes.numpy(), reencoder.period.numpy()
+        index, refreshes_a_step = miner.index, self._refreshes_a_step()
         variables = named_variables(miner).values()
         before = [variable.numpy() for variable in variables]
         try:
@@ -75,12 +72,21 @@ class MiningTime:
                 "writing": self._seconds(self._write, rows, encodings),
                 "refreshing": 0.0,
             }
-            if refreshes:
-                found["refreshing"] = self._seconds(self._refresh) / period
+            if refreshes_a_step:
+                found["refreshing"] = self._seconds(self._refresh) * refreshes_a_step
             return found
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
+
+    def _refreshes_a_step(self):
+        """Since the last time: a write-back ends each step, and each refresh."""
+        reencoder = self.model.miner.index.reencoder
+        refreshes = int(reencoder.refreshes.numpy())
+        now = int(reencoder.clock.numpy()) - refreshes, refreshes
+        steps, refreshes = np.subtract(now, self._since)
+        self._since = now
+        return refreshes / steps if steps else 0.0
 
     def _seconds(self, part, *arguments):
         """Of a call, the median; the first, which compiles, does not count."""

@@ -100,7 +100,7 @@ class Tree(Miner):
 
     def observe(self, rows, encodings):
         self.write_back(rows, encodings)
-        do_if(self._due(), self._refresh)
+        do_if(self._due(), self.refresh)
 
     def write_back(self, rows, encodings):
         """Writes back what a step has encoded, and rows whose turn it is, which are encoded for it.
@@ -113,6 +113,12 @@ class Tree(Miner):
         encodings = tf.concat([encodings, self.encode_rows(again)], axis=0)
         self.index.write(tf.concat([rows, again], axis=0), encodings)
 
+    def refresh(self):
+        """Encodes the landmarks again and corrects all rows by them, as a step does when it is due."""
+        self.encoded.assign(0)
+        self.index.correct(self.encode_rows(tf.maximum(self.index.landmarks, 0)))
+        self.index.upkeep()
+
     def _due(self):
         """bool scalar, whether the index asks for its landmarks and steps have earned them."""
         due = self.index.due()
@@ -120,11 +126,6 @@ class Tree(Miner):
             return due
         enough = self.encoded >= _ROWS_A_LANDMARK * self.index.num_landmarks
         return due & (enough | self.index.jumped())
-
-    def _refresh(self):
-        self.encoded.assign(0)
-        self.index.correct(self.encode_rows(tf.maximum(self.index.landmarks, 0)))
-        self.index.upkeep()
 
     def _next_in_turn(self, number):
         """int32 [number], rows that are to be encoded again beside those that a step encodes anyway."""
