@@ -15,7 +15,7 @@ _WITHOUT_KERAS = [
     *("test_bench_drift.py", "test_bench_index.py", "test_bench_memory.py", "test_bench_placement.py"),
     "test_bench_serve.py",
     *("test_compare.py", "test_compare_process.py", "test_data.py", "test_demo.py"),
-    *("test_docstrings.py", "test_training.py"),
+    *("test_docstrings.py", "test_estimate.py", "test_training.py"),
 ]
 
 # What one of the worlds alone has: `tests/tfrs` has its own list.

@@ -46,7 +46,7 @@ def small(monkeypatch):
     monkeypatch.setattr(drift, "followers", fewer)
 
 
-def test_training_and_refreshes_are_measured(files, small, tmp_path, capsys):
+def test_training_and_refreshes_are_measured(files, small, untimed, uncompiled, tmp_path, capsys):
     report = tmp_path / "report.json"
     arguments = ["--steps", "12", "--max-rows", "3000", "--report", str(report)]
     assert main(["bench", "drift", *files, *arguments]) == 0

@@ -433,7 +433,7 @@ def data(folder):
     return arguments
 
 
-def test_encodings_of_a_model_trained_on_pairs(tmp_path, quick, monkeypatch):
+def test_encodings_of_a_model_trained_on_pairs(tmp_path, quick, untimed, uncompiled, monkeypatch):
     monkeypatch.setattr(sampler, "BETAS", (20.0,))
     report = run(tmp_path, *data(tmp_path), "--steps", "3", "--parts", "sampler")
     rows = report["tables"]["sampler"]

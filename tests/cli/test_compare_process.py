@@ -40,7 +40,7 @@ def pairs(data):
 def test_stopped_comparison_goes_on_where_it_was(paths, tmp_path):
     output, log = tmp_path / "out", tmp_path / "log"
     files = [word for name in paths for word in (f"--{name}", paths[name])]
-    options = ["--miners", "in-batch,uniform", "--seeds", "1", "--steps", "400"]
+    options = ["--miners", "in-batch,uniform", "--seeds", "1", "--steps", "120"]
     options += ["--batch", "16", "--dim", "8"]
     module = [sys.executable, "-m", "tf_dynidx.cli.main", "compare", "--output", str(output)]
     command = [*module, *files, *options]
@@ -66,7 +66,7 @@ def test_stopped_comparison_goes_on_where_it_was(paths, tmp_path):
     assert resumed["history"][0] == first
     assert (resumed["method"], other["method"]) == ("in-batch", "uniform")
     for run, calls in ((resumed, 16), (other, 48)):
-        assert run["steps"] == 400 and run["encoder_calls"] == 400 * calls
+        assert run["steps"] == 120 and run["encoder_calls"] == 120 * calls
         assert len(run["history"]) == 10
         # Forty-two targets: ten picked at random would hold the right one for 24 % of the queries.
         assert run["metrics"]["recall@10"] > 0.8

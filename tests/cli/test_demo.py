@@ -13,7 +13,7 @@ from tf_dynidx.cli.main import main
 WORDS = ["red", "green", "blue", "small", "large", "round", "square", "soft", "hard", "warm"]
 
 
-def test_demo_on_a_small_package(tmp_path, monkeypatch, capsys):
+def test_demo_on_a_small_package(tmp_path, untimed, uncompiled, monkeypatch, capsys):
     """The whole demo, on a package of forty functions, two seconds a run."""
     package = tmp_path / "package"
     package.mkdir()

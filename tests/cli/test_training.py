@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 from tests.models.small import assert_same_state, state
-from tf_dynidx.cli import training
 from tf_dynidx.cli.data import Pairs, Targets
 from tf_dynidx.cli.settings import Settings
 from tf_dynidx.cli.training import _Data, train
 from tf_dynidx.keras_world import keras
-from tf_dynidx.models import DualEncoder
 
 WORDS = ["red", "green", "blue", "small", "large", "round", "square"]
 NAMES = [f"{a} {b}" for a in WORDS for b in WORDS if a != b]
@@ -37,23 +35,6 @@ class Watch(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if int(self.model.step) == self.step:
             self.act()
-
-
-@pytest.fixture
-def untimed(monkeypatch):
-    """Leaves out the timing of the mining, which compiles it once more."""
-    monkeypatch.setattr(training, "_mining_seconds", lambda model, data: 0.0)
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """Leaves out XLA, which takes long over the steps of large miners."""
-    compile_ = DualEncoder.compile
-    monkeypatch.setattr(
-        DualEncoder,
-        "compile",
-        lambda model, **options: compile_(model, **options | {"jit_compile": False}),
-    )
 
 
 def run(settings=SETTINGS, held_out=None, watch=None, checkpoint=None):
