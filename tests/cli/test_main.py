@@ -146,6 +146,12 @@ def test_seconds_bound_the_training(data, tmp_path):
     assert all(point["seconds"] < 8 for point in report["history"][:-1])
 
 
+def test_same_seed_same_figures(data, trained, untimed, tmp_path):
+    file = tmp_path / "report.json"
+    assert main(arguments(data, "--steps", "60", "--report", str(file))) == 0
+    assert json.loads(file.read_text())["metrics"] == trained[0]["metrics"]
+
+
 def test_ctrl_c_keeps_what_has_been_trained(data, tmp_path):
     report, export = tmp_path / "report.json", tmp_path / "export"
     command = arguments(
@@ -168,7 +174,7 @@ def test_ctrl_c_keeps_what_has_been_trained(data, tmp_path):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 120
-        while not re.search(rb"[1-9]\d+/1000000", (tmp_path / "log").read_bytes()):
+        while not re.search(rb"[1-9]\d\d+/1000000", (tmp_path / "log").read_bytes()):
             assert process.poll() is None and time.monotonic() < deadline, (
                 tmp_path / "log"
             ).read_text()

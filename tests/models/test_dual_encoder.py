@@ -55,7 +55,7 @@ def recall(model, k=5):
     return np.mean(np.any(best == POSITIVES[:, None], axis=1))
 
 
-# fit, with every kind of miner, compiled by XLA and not
+# fit, with every miner, compiled by XLA and not
 
 MINERS = {
     "tree": lambda: Tree(num_negatives=2, refresh_every=4, budget=192),  # else it is flat
@@ -67,7 +67,7 @@ MINERS = {
 
 @pytest.fixture(
     scope="module",
-    params=[*((name, False) for name in MINERS), ("tree", True), ("in-batch", True)],
+    params=[(name, jit) for name in MINERS for jit in (False, True)],
     ids=lambda param: f"{param[0]}-{'xla' if param[1] else 'no xla'}",
 )
 def run(request):

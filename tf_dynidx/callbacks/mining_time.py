@@ -43,9 +43,12 @@ class MiningTime:
             rows = tf.concat([given, tf.reshape(mined, [-1])], axis=0)
             return rows, miner.log_prob(rows, queries, beta, positives, drawn)
 
-        # A miner of one's own may have an index and write to it as it likes, and never refresh it.
+        def refresh():
+            index.follow(miner.encode_rows(tf.maximum(index.landmarks, 0)))
+
+        # A miner of one's own may have an index and write to it, and refresh it, as it likes.
         write = getattr(miner, "write_back", index.write)
-        refresh = getattr(miner, "refresh", lambda: None)
+        refresh = getattr(miner, "refresh", refresh)
         self._draw, self._write, self._refresh = (
             tf.function(part, autograph=False, jit_compile=jit_compile)
             for part in (draw, write, refresh)

@@ -167,7 +167,7 @@ class DynamicIndex(tf.Module):
         self._stamp = _compiled(self.reencoder.stamp)
         self._stored = _compiled(self.reencoder.stored)
         self._fold = _compiled(self.reencoder.fold)
-        self._refresh_once = _compiled(self._corrected)
+        self._refresh_once = _compiled(self.follow)
         self._errors = _compiled(self.reencoder.relative_error)
         self._move_block = _compiled(self.tree.move)
         self._reroute_block = _compiled(self.tree.reroute)
@@ -720,6 +720,16 @@ class DynamicIndex(tf.Module):
         self.tree.refresh()
         self._upkeep.assign_add(1)
 
+    @where_kept
+    def follow(self, fresh):
+        """`refresh`, given what is encoded and without checks: for use inside a training step.
+
+        Args:
+            fresh: as for `correct`.
+        """
+        self.correct(fresh)
+        self.upkeep()
+
     # Helpers.
 
     def _upkeep_of_recent(self):
@@ -736,11 +746,6 @@ class DynamicIndex(tf.Module):
         tree.refresh_groups(tf.concat([before, after, tidied], axis=0))
         tree.refresh_above(from_leaves=True)
         self._upkeep.assign_add(1)
-
-    @where_kept
-    def _corrected(self, fresh):
-        self.correct(fresh)
-        self.upkeep()
 
     def _reads_all(self, num_samples, method, budget):
         """Whether draws look at every row."""

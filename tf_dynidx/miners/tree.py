@@ -116,8 +116,7 @@ class Tree(Miner):
     def refresh(self):
         """Encodes the landmarks again and corrects all rows by them, as a step does when it is due."""
         self.encoded.assign(0)
-        self.index.correct(self.encode_rows(tf.maximum(self.index.landmarks, 0)))
-        self.index.upkeep()
+        self.index.follow(self.encode_rows(tf.maximum(self.index.landmarks, 0)))
 
     def _due(self):
         """bool scalar, whether the index asks for its landmarks and steps have earned them."""
