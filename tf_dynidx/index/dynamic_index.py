@@ -348,9 +348,10 @@ class DynamicIndex(tf.Module):
         """Draws rows from the softmax over all rows, for each query.
 
         Once rows have been moved by `correct` or `refresh` they are predictions, and weigh the more the
-        less is known of them: exp(beta q.y) is averaged over what an encoding may be, off by as much as
-        rows of the same age turned out to be (`tf_dynidx.ops.doubt`). `scores`, `log_prob` and
-        `log_partition` are about that. "top" takes predictions as they are.
+        less is known of them: the root of the mean square of exp(beta q.y) over what an encoding may
+        be, off by as much as rows of the same age turned out to be. By that what is estimated from
+        draws varies the least (`tf_dynidx.ops.doubt`). `scores`, `log_prob` and `log_partition` are
+        about it. "top" takes predictions as they are.
 
         "importance" (the default): the heaviest leaves are opened and scored exactly; rows proposed
         from the others are scored and weighted by how likely they were proposed; the draws are taken

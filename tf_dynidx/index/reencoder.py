@@ -77,6 +77,8 @@ class Reencoder(tf.Module):
         # Sums of squared error, squared norm and number of what was written, by group and by age.
         self.by_group = state(tf.zeros([tree.counts[1].shape[0], 3]), "by_group")
         self.by_age = state(tf.zeros([_AGES, 3]), "by_age")
+        # Sum over what was written of the error's products with itself: which directions errors prefer.
+        self.errors = state(tf.zeros([dim, dim]), "errors")
         self.recent = state(tf.fill([min(_RECENT, max(1, tree.capacity))], NEVER), "recent")
         self.recent_end = state(0, "recent_end")
         # Of the write-back before: the error of rows that had just been written. And how often that
@@ -122,6 +124,8 @@ class Reencoder(tf.Module):
     def lifts(self, queries, beta):
         """`doubt.Lifts`: what doubt adds to the scores of rows, by their age.
 
+        Errors of any age are taken to prefer the same directions.
+
         Args:
             queries: float32 [queries, dim].
             beta: float32 scalar.
@@ -132,7 +136,7 @@ class Reencoder(tf.Module):
         errors = tf.where(number > 0.0, errors, tf.reduce_max(tf.where(number > 0.0, errors, 0.0)))
         # What nothing was predicted of stands as it was given.
         errors = tf.where(self.refreshes > 0, errors, 0.0)
-        return doubt.lifts(errors, queries, beta)
+        return doubt.lifts(errors, doubt.dimensions(self.errors, queries), queries, beta)
 
     def mean_lift(self, lifts, beta):
         """What doubt adds to the scores of rows, on the average: float32 [queries]."""
@@ -205,9 +209,11 @@ class Reencoder(tf.Module):
         held = self.tree.contains(ids)
         before = tf.where(held[:, None], before, 0.0)
         after = tf.where(held[:, None], tf.cast(fresh, tf.float32), 0.0)
-        error = tf.reduce_sum((after - before) ** 2, axis=1)
+        off = after - before
+        self.errors.assign_add(tf.matmul(off, off, transpose_a=True))
         known = tf.cast(held, tf.float32)
-        measured = tf.stack([error, tf.reduce_sum(after**2, axis=1), known], axis=1)
+        squares = (tf.reduce_sum(each**2, axis=1) for each in (off, after))
+        measured = tf.stack([*squares, known], axis=1)
         groups = self.tree.slots_of(ids) // GROUP
         self.by_group.scatter_add(tf.IndexedSlices(measured, groups))
         ages = tf.one_hot(self._ages(written), _AGES)
@@ -297,7 +303,7 @@ class Reencoder(tf.Module):
         # A new landmark holds a prediction: what that is off by is no movement of this time.
         exact = known & (self._written(self.landmarks) == self.corrected)
         self._adapt(before, after, exact)
-        for measured in (self.by_group, self.by_age):
+        for measured in (self.by_group, self.by_age, self.errors):
             measured.assign(_MEMORY * measured)
         self.write(tf.where(known, self.landmarks, NEVER), after)
         self.moment.assign(tf.zeros_like(self.moment))
@@ -475,7 +481,8 @@ class Reencoder(tf.Module):
         self.written.assign(tf.fill(self.written.shape, _LONG_AGO))
         for variable in (self.landmarks, self.recent):
             variable.assign(tf.fill(variable.shape, NEVER))
-        for variable in (self.moment, self.target, self.by_group, self.by_age, self.lurch, self.jumps):
+        sums = self.moment, self.target, self.by_group, self.by_age, self.errors
+        for variable in (*sums, self.lurch, self.jumps):
             variable.assign(tf.zeros_like(variable))
         self.corrected.assign(self.clock)
         if self.form == "lazy":

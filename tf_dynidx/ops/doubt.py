@@ -1,19 +1,30 @@
-"""Doubt: what a row weighs whose encoding is predicted and not known.
+"""Doubt: what a row is drawn by whose encoding is predicted and not known.
 
-A prediction m is the mean of what an encoding y may be by now, and |y - m|^2 is known for rows of the
-same age: it is what their predictions turned out to be off by. For an error of that length in any
-direction, x = beta |q| |y - m| and nu = dim / 2 - 1,
+A prediction m is the mean of what an encoding y may be by now. What is estimated from draws varies the
+least when rows are drawn in proportion to the root of the mean square of what they weigh: importance
+sampling of an integrand that is itself random, whose variance is the sum of E exp(2 beta q.y) / p. So
+a row is drawn by
 
-    log E exp(beta q.y) = beta q.m + log(gamma(nu + 1) (2 / x)^nu I_nu(x)),
+    q.m + log E exp(2 beta q.(y - m)) / (2 beta),
 
-the last term of which is x^2 / (2 dim) where x is small. So a row of which little is known is drawn as
-often as such rows turn out to be wanted. Scored by its mean alone, which lies the nearer to the origin
-the less is known, it would hardly be drawn; by a mean brought back to norm 1, as if it were known.
+which counts how little is known of it twice as much as its expected weight would. Scored by its mean
+alone, which lies the nearer to the origin the less is known, it would hardly be drawn; by a mean
+brought back to norm 1, as if it were known.
+
+How long errors of rows of one age are, and which directions they prefer, is measured. For a query along
+which their variance is that of an error in any direction of a space of D dimensions, with x = 2 beta
+|q| |y - m| and nu = D / 2 - 1,
+
+    log E exp(2 beta q.(y - m)) = log(gamma(nu + 1) (2 / x)^nu I_nu(x)),
+
+which is x^2 / (2 D) where x is small.
 """
 
 from typing import NamedTuple
 
 import tensorflow as tf
+
+_LEAST = 1e-6  # share of the squared length of errors that goes along any query, at least
 
 
 class Lifts(NamedTuple):
@@ -31,23 +42,40 @@ class Lifts(NamedTuple):
     by_kind: tf.Tensor
 
 
-def lifts(squared_errors, queries, beta):
+def dimensions(errors, queries):
+    """In how many dimensions an error in any direction would vary as much along a query: D above.
+
+    Args:
+        errors: float32 [dim, dim], sum of (y - m) (y - m)^T over errors, up to a factor.
+        queries: float32 [queries, dim].
+
+    Returns:
+        float32 [queries], at least 1: |q|^2 tr(errors) / q^T errors q.
+    """
+    along = tf.reduce_sum(tf.matmul(queries, errors) * queries, axis=1)
+    anywhere = tf.reduce_sum(queries**2, axis=1) * tf.linalg.trace(errors)
+    # Of none, or for a query of none, any number will do.
+    return tf.maximum(anywhere / tf.maximum(along, _LEAST * anywhere + 1e-30), 1.0)
+
+
+def lifts(squared_errors, dims, queries, beta):
     """`Lifts` of rows, by how far predictions are off.
 
     `lift` at the largest error and at half of it, and in between by the quadratic through those and
     the 0 of no error, in |y - m|. That is exact where the lift goes with x^2 and where it goes with x,
-    at the one end and at the other; off by up to 1 % of the largest lift where x is at most dim / 2, by
+    at the one end and at the other; off by up to 1 % of the largest lift where x is at most D / 2, by
     4 % anywhere; and it stays between 0 and |q| |y - m|.
 
     Args:
         squared_errors: float32 [kinds], E|y - m|^2 of each kind of rows.
+        dims: float32 [queries], as `dimensions`.
         queries: float32 [queries, dim].
         beta: float32 scalar.
     """
     largest = tf.reduce_max(squared_errors)
     part = tf.sqrt(tf.math.divide_no_nan(squared_errors, largest))
     return Lifts(
-        lift(tf.stack([largest, largest / 4.0]), queries, beta),
+        lift(tf.stack([largest, largest / 4.0]), dims, queries, beta),
         tf.stack([part * (2.0 * part - 1.0), 4.0 * part * (1.0 - part)], axis=1),
     )
 
@@ -74,27 +102,28 @@ def of_all_kinds(lifts):
     return tf.matmul(lifts.by_query, lifts.by_kind, transpose_b=True)
 
 
-def lift(squared_errors, queries, beta):
+def lift(squared_errors, dims, queries, beta):
     """What is added to the scores q.m of rows, by how far predictions are off.
 
-    To leading order for many dimensions the logarithm above is (dim / 2) (s - 1 - log((1 + s) / 2)),
-    where s = sqrt(1 + (2 x / dim)^2) (Abramowitz and Stegun 9.7.7, dim / 2 in the place of nu). That is
+    To leading order for many dimensions the logarithm above is (D / 2) (s - 1 - log((1 + s) / 2)),
+    where s = sqrt(1 + (2 x / D)^2) (Abramowitz and Stegun 9.7.7, D / 2 in the place of nu). That is
     below it by .004 for 64 dimensions and x = 20, by 3 % for 6 dimensions, 10 % for 2.
 
     Args:
         squared_errors: float32 [kinds], E|y - m|^2 of each kind of rows.
+        dims: float32 [queries], as `dimensions`.
         queries: float32 [queries, dim].
         beta: float32 scalar.
 
     Returns:
         float32 [queries, kinds], from 0 to |q| |y - m|.
     """
-    half = float(queries.shape[1]) / 2.0
+    half, twice = dims[:, None] / 2.0, 2.0 * beta
     norms = tf.reduce_sum(queries**2, axis=1, keepdims=True)
-    square = norms * squared_errors * (beta / half) ** 2
+    square = norms * squared_errors * (twice / half) ** 2
     # s - 1, of which float32 would leave nothing where x is small.
     more = square / (tf.sqrt(1.0 + square) + 1.0)
-    return half * (more - tf.math.log1p(0.5 * more)) / beta
+    return half * (more - tf.math.log1p(0.5 * more)) / twice
 
 
 def mean_lift(lifts, shares, beta):
