@@ -1,8 +1,10 @@
 """What several tests share: references in NumPy, in float64, and what must hold of every index."""
 
+import functools
 from unittest.mock import patch
 
 import numpy as np
+import tensorflow as tf
 from scipy.special import logsumexp, softmax
 
 from tf_dynidx.index import DynamicIndex
@@ -95,6 +97,31 @@ def make_index(dim, capacity, levels=2, **changes):
         index = DynamicIndex(dim, capacity, **changes)
     assert len(index.tree.widths) == levels == 3
     return index
+
+
+_made = {}
+
+
+def index_as_new(dim, capacity, levels=2, copy=0, **changes):
+    """`make_index`, but one of an earlier call where there is one, emptied: its functions are traced.
+
+    For a test of its own, which is done with it when the next one asks. Where it asks for two that are
+    alike, they are told apart by `copy`.
+    """
+    key = (dim, capacity, levels, copy, *sorted(changes.items()))
+    if key not in _made:
+        index = make_index(dim, capacity, levels, **changes)
+        _made[key] = index, [each.numpy() for each in index.variables]
+    index, start = _made[key]
+    for variable, value in zip(index.variables, start, strict=True):
+        variable.assign(value)
+    return index
+
+
+@functools.cache
+def traced(method):
+    """The method of an index as a `tf.function`, one for all who ask."""
+    return tf.function(method, autograph=False)
 
 
 def held(index):

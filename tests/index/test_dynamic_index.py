@@ -15,6 +15,7 @@ from tests.reference import (
     exact_softmax,
     gaussian,
     held,
+    index_as_new,
     log_partition,
     make_index,
     state,
@@ -70,7 +71,7 @@ def test_build_holds_every_row_once(index, rows):
 def test_build_holds_rows_under_ids_of_the_callers_choice():
     rng = np.random.default_rng(0)
     ids, vectors = rng.permutation(200)[:70], gaussian(rng, 70, 3)
-    index = DynamicIndex(3, 200)
+    index = index_as_new(3, 200)
     index.build(vectors, rows=ids)
     check_holds(index, dict(zip(ids.tolist(), vectors, strict=True)))
     check_invariants(index)
@@ -213,7 +214,7 @@ def test_any_sequence_of_changes_leaves_what_a_dict_would_hold(
 def test_index_grows_from_one_row_and_shrinks_to_none_and_grows_again():
     rng = np.random.default_rng(0)
     vectors = clustered(rng, 500, 4)
-    index = DynamicIndex(4, 500)
+    index = index_as_new(4, 500)
     index.build(vectors[:1])
     for start in (1, 10, 200):
         stop = {1: 10, 10: 200, 200: 500}[start]
@@ -229,7 +230,7 @@ def test_index_grows_from_one_row_and_shrinks_to_none_and_grows_again():
 
 
 def test_rows_inserted_all_at_one_point_find_room():
-    index = DynamicIndex(4, 300)
+    index = index_as_new(4, 300)
     index.build(np.zeros([1, 4], np.float32))
     index.insert(np.arange(1, 300), np.ones([299, 4], np.float32))
     assert index.size == 300
@@ -246,7 +247,7 @@ def test_nothing_to_change_is_no_error(index):
 
 def test_what_is_changed_is_sampled_and_found_as_it_is_now():
     rng = np.random.default_rng(0)
-    index = DynamicIndex(4, 100)
+    index = index_as_new(4, 100)
     index.build(unit(gaussian(rng, 90, 4)))
     query = np.array([[1.0, 0.0, 0.0, 0.0]], np.float32)
     index.update([7], 5 * query)
@@ -355,7 +356,7 @@ def check_frequencies(counts, probabilities):
 
 @pytest.mark.parametrize("method", ["importance", "mh"])
 def test_excluded_rows_are_never_drawn_and_the_others_by_the_softmax_over_them(rows, queries, method):
-    index = DynamicIndex(DIM, SIZE)
+    index = index_as_new(DIM, SIZE)
     index.build(rows)
     likeliest = np.argsort(-queries[0] @ rows.T)[[0, 2, 5]]
     exclude = np.array([[*likeliest, -1, 1100, -1]])
@@ -369,7 +370,7 @@ def test_excluded_rows_are_never_drawn_and_the_others_by_the_softmax_over_them(r
 
 @pytest.mark.parametrize("method", ["importance", "mh"])
 def test_draws_stay_right_while_statistics_are_behind(rows, queries, method):
-    index = DynamicIndex(DIM, SIZE)
+    index = index_as_new(DIM, SIZE)
     index.build(rows)
     moved = unit(rows + 0.1 * gaussian(np.random.default_rng(5), SIZE, DIM))
     index.write(tf.range(SIZE), moved)
@@ -380,7 +381,7 @@ def test_draws_stay_right_while_statistics_are_behind(rows, queries, method):
 def test_draws_are_exact_where_every_leaf_is_opened():
     rng = np.random.default_rng(4)
     rows = gaussian(rng, 25, 3)
-    index = DynamicIndex(3, 25)
+    index = index_as_new(3, 25)
     index.build(rows)
     ids = index.sample(np.tile(rows[:1], [20_000, 1]), 1, 1.0).ids.numpy()
     counts = np.bincount(ids.ravel(), minlength=25)
@@ -411,7 +412,7 @@ def test_top_draws_are_the_rows_of_highest_score(index, rows, queries):
 
 def test_top_draws_that_are_not_found_are_empty():
     rows = gaussian(np.random.default_rng(0), 40, 3)
-    index = DynamicIndex(3, 40)
+    index = index_as_new(3, 40)
     index.build(rows)
     sample = index.sample(rows[:2], 6, 1.0, [np.arange(36), np.full(36, -1)], method="top")
     assert sorted(sample.ids[0].numpy()) == [-1, -1, 36, 37, 38, 39]
@@ -422,7 +423,7 @@ def test_top_draws_that_are_not_found_are_empty():
 @pytest.mark.parametrize("method", METHODS)
 def test_query_with_every_row_excluded_draws_none(method):
     rows = gaussian(np.random.default_rng(0), 40, 3)
-    index = DynamicIndex(3, 40)
+    index = index_as_new(3, 40)
     index.build(rows)
     exclude = np.array([np.arange(40), np.full(40, -1)])
     sample = index.sample(rows[:2], 5, 1.0, exclude, method)
@@ -620,7 +621,7 @@ def test_search_for_more_than_its_budget_holds_is_filled_up(index, rows, queries
 def test_of_rows_of_equal_score_search_finds_the_lower_ids(levels):
     rng = np.random.default_rng(0)
     rows = rng.integers(-1, 2, size=[900, 3]).astype(np.float32)  # 27 points, 33 times each
-    index = make_index(3, 900, levels)
+    index = index_as_new(3, 900, levels)
     index.build(rows)
     queries = rng.integers(1, 4, size=[10, 3]).astype(np.float32)
     for k in (1, 20, 100, 900):
@@ -654,7 +655,7 @@ def test_partition_lies_within_its_bounds_and_near_its_estimate(index, rows, que
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_rows_answer_as_what_is_stored(rows, queries, dtype):
-    index = DynamicIndex(DIM, SIZE, dtype=dtype)
+    index = index_as_new(DIM, SIZE, dtype=dtype)
     index.build(rows)
     stored = tf.cast(tf.cast(rows, dtype), tf.float32).numpy()
     check_holds(index, dict(enumerate(stored)))
@@ -674,13 +675,13 @@ def test_half_precision_rows_answer_as_what_is_stored(rows, queries, dtype):
 
 
 def test_restored_index_goes_on_as_the_saved_one(tmp_path, rows, queries):
-    index = DynamicIndex(DIM, SIZE)
+    index = index_as_new(DIM, SIZE)
     index.build(rows[:1000])
     index.insert([1100], rows[1100:1101])
     index.sample(queries, 4, 2.0)
     index.upkeep()
     path = tf.train.Checkpoint(index=index).save(str(tmp_path / "index"))
-    restored = DynamicIndex(DIM, SIZE)
+    restored = index_as_new(DIM, SIZE, copy="restored")
     tf.train.Checkpoint(index=restored).restore(path).assert_consumed()
     check_invariants(restored)
     check_holds(restored, held(index))
@@ -707,7 +708,7 @@ def moved_by_a_map(rng, rows):
 def test_rows_follow_landmarks_that_moved_by_a_linear_map(rows, dtype):
     rng = np.random.default_rng(0)
     before = rows * rng.uniform(0.5, 2.0, [SIZE, 1]).astype(np.float32)
-    index = DynamicIndex(DIM, SIZE, dtype=dtype)
+    index = index_as_new(DIM, SIZE, dtype=dtype)
     index.build(before)
     after = moved_by_a_map(rng, before)
     landmarks = index.landmarks.numpy()
@@ -724,7 +725,7 @@ def test_rows_follow_landmarks_that_moved_by_a_linear_map(rows, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_rows_stay_where_landmarks_did_not_move(rows, dtype):
-    index = DynamicIndex(DIM, SIZE, dtype=dtype)
+    index = index_as_new(DIM, SIZE, dtype=dtype)
     index.build(2 * rows)  # off the unit sphere, to which predictions are brought back
     before = held(index)
     for _ in range(20):
@@ -735,7 +736,7 @@ def test_rows_stay_where_landmarks_did_not_move(rows, dtype):
 
 def test_removed_landmarks_do_not_count_and_stay_removed(rows):
     rng = np.random.default_rng(0)
-    index = DynamicIndex(DIM, SIZE)
+    index = index_as_new(DIM, SIZE)
     index.build(2 * rows)
     landmarks = index.landmarks.numpy()
     gone = landmarks[:30]
@@ -753,7 +754,7 @@ def test_removed_landmarks_do_not_count_and_stay_removed(rows):
 def test_what_an_emptied_slot_held_never_comes_back():
     rng = np.random.default_rng(0)
     rows = gaussian(rng, 200, 4)
-    index = DynamicIndex(4, 200)
+    index = index_as_new(4, 200)
     index.build(rows)
     landmarks = index.landmarks.numpy()
     far = np.setdiff1d(np.arange(200), landmarks)[:50]
@@ -775,7 +776,7 @@ def test_step_of_training_compiled_by_xla_does_the_same(rows):
     results = []
     written, fresh = tf.range(0, SIZE, 3), moved_by_a_map(rng, rows)
     for jit_compile in (False, True):
-        index = DynamicIndex(DIM, SIZE)
+        index = index_as_new(DIM, SIZE)
         index.build(rows)
 
         @tf.function(jit_compile=jit_compile, autograph=False)

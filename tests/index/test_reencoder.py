@@ -5,7 +5,14 @@ import pytest
 import tensorflow as tf
 from scipy.special import gammaln, ive
 
-from tests.reference import check_invariants, clustered, exact_softmax, log_partition
+from tests.reference import (
+    check_invariants,
+    clustered,
+    exact_softmax,
+    index_as_new,
+    log_partition,
+    traced,
+)
 from tf_dynidx.index import DynamicIndex
 
 SIZE, DIM, BETA = 1500, 6, 8.0
@@ -20,7 +27,7 @@ def rows():
 
 
 def make(rows, **options):
-    index = DynamicIndex(DIM, SIZE, **options)
+    index = index_as_new(DIM, SIZE, **options)
     index.build(rows)
     return index
 
@@ -44,15 +51,15 @@ def error(index, table):
 
 def follow(index, tables, rows_of=None, period=3):
     """Writes some rows back after each step, and refreshes after every few."""
-    compiled = tf.function(index.write, autograph=False), tf.function(index.correct, autograph=False)
+    write, correct = traced(index.write), traced(index.correct)
     for step, table in enumerate(tables):
         if rows_of is not None:
             mine = rows_of(step)
-            compiled[0](tf.constant(mine, tf.int32), table[mine])
+            write(tf.constant(mine, tf.int32), table[mine])
         else:
-            compiled[0](tf.fill([4], -1), table[:4])
+            write(tf.fill([4], -1), table[:4])
         if step % period == period - 1:
-            compiled[1](table[np.maximum(index.landmarks.numpy(), 0)])
+            correct(table[np.maximum(index.landmarks.numpy(), 0)])
     return table
 
 
@@ -351,7 +358,7 @@ def test_refresh_refuses_what_are_no_encodings_and_changes_nothing(rows):
 @pytest.mark.parametrize("form", FORMS)
 def test_jump_is_noticed_at_once_and_made_up_for(rows, form):
     index = make(rows, form=form, refresh_every=1000)
-    write = tf.function(index.write, autograph=False)
+    write = traced(index.write)
     rng = np.random.default_rng(0)
     often = np.arange(200, dtype=np.int32)
     for table in moving(rows, 20, size=0.02):
@@ -395,7 +402,7 @@ def test_compiled_write_back_does_not_copy_the_rows(rows):
 def test_landmarks_are_replaced_little_by_little_by_rows_that_are_held(rows, landmarks):
     index = make(rows, landmarks=landmarks)
     index.remove(np.arange(0, 300))
-    write, correct = (tf.function(each, autograph=False) for each in (index.write, index.correct))
+    write, correct = traced(index.write), traced(index.correct)
     written = np.arange(300, 500, dtype=np.int32)
     seen = set()
     for _ in range(40):
@@ -422,7 +429,7 @@ def test_spread_landmarks_lie_further_apart_than_uniform_ones():
     far = {}
     for kind in ("uniform", "spread"):
         index = make(rows, landmarks=kind)
-        correct = tf.function(index.correct, autograph=False)
+        correct = traced(index.correct)
         shares = []
         for _ in range(60):
             correct(rows[index.landmarks.numpy()])

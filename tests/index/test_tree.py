@@ -9,12 +9,12 @@ from tests.reference import (
     clustered,
     gaussian,
     held,
+    index_as_new,
     log_partition,
-    make_index,
     top_k,
+    traced,
     unit,
 )
-from tf_dynidx.index import DynamicIndex
 
 DIM, SIZE = 8, 2000
 
@@ -23,7 +23,7 @@ DIM, SIZE = 8, 2000
 def test_tree_is_changed_by_compiled_functions_as_by_others(jit_compile):
     """Every method but `build` works inside a `tf.function`, compiled by XLA or not."""
     rng = np.random.default_rng(0)
-    index = make_index(4, 400, levels=3)
+    index = index_as_new(4, 400, levels=3)
     tree, vectors = index.tree, gaussian(rng, 400, 4)
     index.build(vectors[:350])
 
@@ -60,7 +60,7 @@ def test_tree_is_changed_by_compiled_functions_as_by_others(jit_compile):
 
 
 def test_row_ids_that_are_no_rows_are_ignored_wherever_they_may_come():
-    index = DynamicIndex(3, 20)
+    index = index_as_new(3, 20)
     vectors = gaussian(np.random.default_rng(0), 10, 3)
     index.build(vectors)
     strangers = tf.constant([-1, 15, 20, 21, 2**31 - 1, -(2**31)])
@@ -75,7 +75,7 @@ def test_row_ids_that_are_no_rows_are_ignored_wherever_they_may_come():
 
 def test_emptied_slots_that_held_huge_rows_do_not_count():
     """The square of such a row is beyond float32."""
-    index = DynamicIndex(3, 20)
+    index = index_as_new(3, 20)
     vectors = gaussian(np.random.default_rng(0), 10, 3)
     index.build(vectors)
     index.insert([12], np.full([1, 3], 1e18, np.float32))
@@ -101,7 +101,7 @@ def quality(index, rows, queries, beta=10.0):
 
 def test_off_centre_is_how_far_rows_lie_from_the_centre_of_their_leaf():
     rows = clustered(np.random.default_rng(4), 600, DIM)
-    index = DynamicIndex(DIM, 700)
+    index = index_as_new(DIM, 700)
     index.build(rows)
     tree = index.tree
     groups = tf.range(tree.num_groups + 1)  # scratch as well, which holds nothing
@@ -123,7 +123,7 @@ def queries_near(rng, rows, number=1000):
 def check_as_good(index, rows, recall=0.03, error=2.0):
     """Asserts that a tree is about as good as one that is built of the same rows."""
     queries = queries_near(np.random.default_rng(9), rows)
-    fresh = make_index(DIM, index.capacity, len(index.tree.widths))
+    fresh = index_as_new(DIM, index.capacity, len(index.tree.widths), copy="fresh")
     fresh.build(rows)
     (mine, my_error), (best, least) = quality(index, rows, queries), quality(fresh, rows, queries)
     assert 0.6 < best < 1.0 and mine > best - recall
@@ -137,10 +137,10 @@ def check_as_good(index, rows, recall=0.03, error=2.0):
 def test_tree_stays_as_good_as_a_fresh_one_while_every_row_drifts(levels, clusters, way):
     rows = clustered(np.random.default_rng(0), SIZE, DIM, clusters)
     rng = np.random.default_rng(1)
-    index, left_alone = (make_index(DIM, SIZE, levels) for _ in range(2))
+    index, left_alone = (index_as_new(DIM, SIZE, levels, copy) for copy in range(2))
     for each in (index, left_alone):
         each.build(rows)
-    upkeep = tf.function(index.upkeep, autograph=False)
+    upkeep = traced(index.upkeep)
     for _ in range(30):
         rows = unit(rows + 0.03 * gaussian(rng, SIZE, DIM))
         if way == "repair":
@@ -161,7 +161,7 @@ def test_tree_stays_as_good_as_a_fresh_one_while_every_row_drifts(levels, cluste
 def test_repair_moves_the_rows_that_went_far_to_where_they_belong():
     rng = np.random.default_rng(2)
     rows = clustered(rng, SIZE, DIM)
-    index = DynamicIndex(DIM, SIZE)
+    index = index_as_new(DIM, SIZE)
     index.build(rows)
     some = rng.permutation(SIZE)[:100]
     rows[some] = rows[some[::-1]]
@@ -178,11 +178,11 @@ def test_repair_moves_the_rows_that_went_far_to_where_they_belong():
 def test_upkeep_makes_a_tree_anew_whose_rows_went_all_over_the_place():
     rng = np.random.default_rng(2)
     rows = clustered(rng, SIZE, DIM)
-    index = DynamicIndex(DIM, SIZE)
+    index = index_as_new(DIM, SIZE)
     index.build(rows)
     rows = rows[rng.permutation(SIZE)]
     index.write(tf.range(SIZE), rows)
-    upkeep = tf.function(index.upkeep, autograph=False)
+    upkeep = traced(index.upkeep)
     for _ in range(64):
         upkeep()
     check_holds(index, dict(enumerate(rows)))
@@ -193,7 +193,7 @@ def test_upkeep_makes_a_tree_anew_whose_rows_went_all_over_the_place():
 @pytest.mark.parametrize("levels", [2, 3])
 def test_tree_grown_by_inserts_is_as_good_as_a_fresh_one(levels):
     rows = clustered(np.random.default_rng(0), SIZE, DIM)
-    index = make_index(DIM, SIZE, levels)
+    index = index_as_new(DIM, SIZE, levels)
     for start in range(0, SIZE, 100):
         index.insert(np.arange(start, start + 100), rows[start : start + 100])
     check_invariants(index)
@@ -204,7 +204,7 @@ def test_tree_grown_by_inserts_is_as_good_as_a_fresh_one(levels):
 def test_groups_that_are_emptied_are_filled_again(levels):
     rng = np.random.default_rng(0)
     rows = clustered(rng, SIZE, DIM)
-    index = make_index(DIM, SIZE, levels)
+    index = index_as_new(DIM, SIZE, levels)
     index.build(rows)
     group = index.tree.slots.numpy()[:SIZE] // 512
     gone = np.flatnonzero(group != group[0])
@@ -221,7 +221,7 @@ def test_groups_that_are_emptied_are_filled_again(levels):
 @pytest.mark.parametrize("levels", [2, 3])
 def test_group_of_hardly_any_rows_is_given_up(levels):
     rows = clustered(np.random.default_rng(0), SIZE, DIM)
-    index = make_index(DIM, SIZE, levels)
+    index = index_as_new(DIM, SIZE, levels)
     index.build(rows)
     group = index.tree.slots.numpy()[:SIZE] // 512
     gone = np.flatnonzero(group == group[0])[4:]
@@ -237,12 +237,12 @@ def test_group_of_hardly_any_rows_is_given_up(levels):
 @pytest.mark.parametrize("levels, way", [(2, "upkeep"), (3, "repair")])
 def test_rows_that_fall_into_one_point_and_spread_out_again_are_kept(levels, way):
     rng = np.random.default_rng(0)
-    index = make_index(4, 700, levels)
+    index = index_as_new(4, 700, levels)
     vectors = gaussian(rng, 700, 4)
     index.build(vectors)
     for target in (np.ones([700, 4], np.float32), gaussian(rng, 700, 4)):
         index.write(tf.range(700), target)
-        step = tf.function(index.upkeep, autograph=False) if way == "upkeep" else index.repair
+        step = traced(index.upkeep) if way == "upkeep" else index.repair
         for _ in range(8 if way == "upkeep" else 2):
             step()
         check_holds(index, dict(enumerate(target)))
