@@ -354,3 +354,19 @@ def test_model_of_two_tasks_is_fitted_and_evaluated(miner):
     result = model.evaluate(dataset, return_dict=True, verbose=0)
     assert 0 < result["factorized_top_k/top_5_categorical_accuracy"] <= 1
     assert model.retrieval.frequencies.total.numpy() == 6 * BATCH
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_draws_are_compiled_but_where_the_index_is_on_the_host(placement):
+    """XLA compiles for one device, and could not read there what the other holds."""
+    task = MinedRetrieval(tower(), TargetCorpus(FEATURES, placement=placement), Tree()).prepare()
+
+    @tf.function
+    def step(queries, candidates, ids):
+        return task(queries, candidates, candidate_ids=ids, training=True)
+
+    arguments = tf.constant(QUERIES), encoded(task), tf.constant(IDS)
+    functions = step.get_concrete_function(*arguments).graph.as_graph_def().library.function
+    compiled = [each for each in functions if each.attr["_XlaMustCompile"].b]
+    assert bool(compiled) == (placement == "device")
+    assert np.isfinite(step(*arguments))

@@ -113,9 +113,10 @@ class MinedRetrieval(tasks.Retrieval):
         self._warned = False  # of a call without ids
         # A step of TensorFlow Recommenders is not compiled: it may hold strings, and so may the tower,
         # which other miners call. The draws of a tree are numbers alone: half the time, compiled. Only
-        # in training, whose batches are of one size: every other size would be compiled as well.
+        # in training, whose batches are of one size: every other size would be compiled as well. Not
+        # where the index is on the host: what XLA compiles is for one device.
         self._mine = miner.mine
-        if isinstance(miner, Tree):
+        if isinstance(miner, Tree) and corpus.placement != "host":
             self._mine = tf.function(miner.mine, autograph=False, jit_compile=True)
         # Keras traces a step several times, and lets AutoGraph rewrite what a task calls: some seconds.
         self._observe = tf.function(miner.observe, autograph=False, reduce_retracing=True)
