@@ -54,11 +54,13 @@ def followed(rows, form):
     return made
 
 
-def draw_from(index, queries, exclude, copies, draws=8, **compiled):
+def draw_from(index, queries, exclude, copies, draws=8, order=1, **compiled):
     """How often each row was drawn for each query, and the log partition it was told."""
-    draw = tf.function(
-        lambda *asked: index.draw(*asked, draws), autograph=False, reduce_retracing=True, **compiled
-    )
+
+    def draw(*asked):
+        return index.draw(*asked, draws, order=order)
+
+    draw = tf.function(draw, autograph=False, reduce_retracing=True, **compiled)
     repeated = (tf.repeat(each, copies, axis=0) for each in (queries, exclude))
     repeated, excluded = repeated
     sample = draw(repeated, tf.constant(BETA), excluded, tf.constant([3, 4]))
@@ -68,14 +70,16 @@ def draw_from(index, queries, exclude, copies, draws=8, **compiled):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("form", ["full", "lazy"])
-def test_draws_are_from_the_softmax_of_the_scores_that_are_told(rows, queries, form, jit_compile):
+@pytest.mark.parametrize("form, order", [("full", 1), ("lazy", 2)])
+def test_draws_are_from_the_softmax_of_the_scores_that_are_told(
+    rows, queries, form, order, jit_compile
+):
     """After corrections too, when a row counts for more the less is known of it."""
     index = followed(rows, form)
     gone = np.argsort(-queries[0] @ rows.T)[10:14]
     index.remove(gone)
     some, copies = queries[:2], 4000
-    scores = index.scores(tf.constant(some), EVERYTHING, BETA).numpy().astype(np.float64)
+    scores = index.scores(tf.constant(some), EVERYTHING, BETA, order).numpy().astype(np.float64)
     plain = some @ index.read(EVERYTHING).numpy().T
     lifts = np.delete(scores - plain, gone, axis=1)
     assert lifts.min() > -1e-4 and lifts.max() > 0.05 and lifts.std() > 0.01
@@ -84,7 +88,7 @@ def test_draws_are_from_the_softmax_of_the_scores_that_are_told(rows, queries, f
     weights[:, gone] = 0.0
     weights[0, exclude[0]] = 0.0
     truth = weights / weights.sum(axis=1, keepdims=True)
-    counts, partition = draw_from(index, some, exclude, copies, jit_compile=jit_compile)
+    counts, partition = draw_from(index, some, exclude, copies, order=order, jit_compile=jit_compile)
     np.testing.assert_allclose(partition, np.log(weights.sum(axis=1)), atol=2e-4)
     assert (counts[truth == 0] == 0).all()
     distance = 0.5 * np.abs(counts / counts.sum(axis=1, keepdims=True) - truth).sum(axis=1)

@@ -127,9 +127,15 @@ def test_what_the_index_answers_is_about_the_predicted_encodings(rows, form):
     np.testing.assert_allclose(np.take_along_axis(truth, found.numpy(), 1), scores, atol=1e-3)
     # Drawn as the softmax over the predictions, not over what is stored, and by what is known of them.
     weighed = index.scores(tf.constant(queries), everything, BETA).numpy().astype(np.float64)
-    for method in ("importance", "mh", "top"):
-        scored = truth if method == "top" else weighed
-        sample = index.sample(queries, 16, BETA, method=method)
+    for method, order in (("importance", 1), ("importance", 2), ("mh", 1), ("top", 1)):
+        scored = index.scores(tf.constant(queries), everything, BETA, order).numpy()
+        scored = truth if method == "top" else scored.astype(np.float64)
+        if order == 1:
+            sample = index.sample(queries, 16, BETA, method=method)
+        else:
+            none, seed = tf.fill([8, 1], -1), tf.constant([1, 2])
+            asked = tf.constant(queries), tf.constant(BETA), none, seed
+            sample = index.draw(*asked, 16, method, order=order)
         of_drawn = np.take_along_axis(scored, sample.ids.numpy(), 1)
         np.testing.assert_allclose(sample.scores, of_drawn, rtol=1e-3, atol=1e-3)
         log_prob = BETA * of_drawn - sample.log_partition.numpy()[:, None]
@@ -162,7 +168,10 @@ def test_predictions_weigh_by_how_far_off_rows_of_their_age_were(rows, form):
     index.upkeep()
     queries = clustered(np.random.default_rng(5), 8, DIM)
     table = index.read(everything).numpy()
-    lifts = index.scores(tf.constant(queries), everything, BETA).numpy() - queries @ table.T
+    lifts = {
+        order: index.scores(tf.constant(queries), everything, BETA, order).numpy() - queries @ table.T
+        for order in (1, 2)
+    }
     squared, _, number = index.reencoder.by_age.numpy().T
     known = number > 0
     age = index.reencoder.clock.numpy() + 1 - index.reencoder.written.numpy()[:SIZE]
@@ -176,21 +185,31 @@ def test_predictions_weigh_by_how_far_off_rows_of_their_age_were(rows, form):
     off = index.reencoder.errors.numpy().astype(np.float64)
     norms = np.sum(queries**2, axis=1)[:, None]
     dims = norms * np.trace(off) / np.einsum("qi,ij,qj->q", queries, off, queries)[:, None]
-    x, nu = 2 * BETA * np.sqrt(norms * errors[kind]), dims / 2 - 1
-    expected = (gammaln(nu + 1) + nu * np.log(2 / x) + np.log(ive(nu, x)) + x) / (2 * BETA)
-    np.testing.assert_allclose(lifts, expected, rtol=0.04, atol=0.04 * expected.max())
+    for order, found in lifts.items():
+        x, nu = order * BETA * np.sqrt(norms * errors[kind]), dims / 2 - 1
+        expected = gammaln(nu + 1) + nu * np.log(2 / x) + np.log(ive(nu, x)) + x
+        expected /= order * BETA
+        np.testing.assert_allclose(found, expected, rtol=0.04, atol=0.04 * expected.max())
     # Those that are written at every step are better known than those that never were.
     others = np.flatnonzero(index.reencoder.written.numpy()[:SIZE] < 0)
     assert len(others) > SIZE / 2
-    assert lifts[:, often].max() < lifts[:, others].min()
-    # What is estimated from draws varies less than by predictions as they are.
+    assert lifts[1][:, often].max() < lifts[1][:, others].min()
+    # Together they weigh about what they should, and what is estimated from draws by the root of the
+    # mean square varies less than by predictions as they are.
     truth = exact_softmax(queries, last, BETA)
 
-    def second_moment(scores):
-        drawn = np.exp(BETA * scores) / np.exp(BETA * scores).sum(axis=1, keepdims=True)
-        return (truth**2 / drawn).sum(axis=1).mean()
+    def drawn(scores):
+        return np.exp(BETA * scores) / np.exp(BETA * scores).sum(axis=1, keepdims=True)
 
-    assert second_moment(queries @ table.T + lifts) < 0.9 * second_moment(queries @ table.T)
+    def off_by(scores):
+        return abs((drawn(scores) - truth)[:, others].sum(axis=1).mean())
+
+    def second_moment(scores):
+        return (truth**2 / drawn(scores)).sum(axis=1).mean()
+
+    plain = queries @ table.T
+    assert off_by(plain + lifts[1]) < off_by(plain)
+    assert second_moment(plain + lifts[2]) < 0.9 * second_moment(plain)
 
 
 @pytest.mark.parametrize("form", FORMS)

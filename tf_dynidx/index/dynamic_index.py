@@ -348,10 +348,9 @@ class DynamicIndex(tf.Module):
         """Draws rows from the softmax over all rows, for each query.
 
         Once rows have been moved by `correct` or `refresh` they are predictions, and weigh the more the
-        less is known of them: the root of the mean square of exp(beta q.y) over what an encoding may
-        be, off by as much as rows of the same age turned out to be. By that what is estimated from
-        draws varies the least (`tf_dynidx.ops.doubt`). `scores`, `log_prob` and `log_partition` are
-        about it. "top" takes predictions as they are.
+        less is known of them: exp(beta q.y) is averaged over what an encoding may be, off by as much as
+        rows of the same age turned out to be (`tf_dynidx.ops.doubt`). `scores`, `log_prob` and
+        `log_partition` are about that. "top" takes predictions as they are.
 
         "importance" (the default): the heaviest leaves are opened and scored exactly; rows proposed
         from the others are scored and weighted by how likely they were proposed; the draws are taken
@@ -590,13 +589,22 @@ class DynamicIndex(tf.Module):
         return tf.stack([tf.cast(self.seed + 1, tf.int32), tf.cast(count, tf.int32)])
 
     @where_kept
-    def draw(self, queries, beta, exclude, seed, num_samples, method="importance", budget=None):
-        """`sample`, without checks: for use inside a training step."""
+    def draw(
+        self, queries, beta, exclude, seed, num_samples, method="importance", budget=None, order=1
+    ):
+        """`sample`, without checks: for use inside a training step.
+
+        Args:
+            queries, beta, exclude, seed, num_samples, method, budget: as for `sample`.
+            order: int, what rows weigh whose encodings are predicted: 1 (default), the mean of what
+                they may weigh, as for `sample`; 2, the root of its mean square. By that what is
+                estimated from draws, with their log_prob, varies the least.
+        """
         if self._reads_all(num_samples, method, budget):
-            return self._draw_from_all(queries, beta, exclude, seed, num_samples)
+            return self._draw_from_all(queries, beta, exclude, seed, num_samples, order)
         tree, shape = self.tree, sample_shape(self.tree, num_samples, budget)
         levels = tree.levels
-        lifts = self.reencoder.lifts(queries, beta)
+        lifts = self.reencoder.lifts(queries, beta, order)
         queries, shifts = self.reencoder.pulled_back(queries)
         if method == "top":
             if self.flat:
@@ -642,7 +650,7 @@ class DynamicIndex(tf.Module):
         return self.reencoder.read(rows)
 
     @where_kept
-    def scores(self, queries, rows, beta):
+    def scores(self, queries, rows, beta, order=1):
         """Scores that `draw` draws by: it draws from the softmax of beta times these, over all rows.
 
         They are q.y, and more for a row whose encoding is predicted: see `sample`.
@@ -651,11 +659,12 @@ class DynamicIndex(tf.Module):
             queries: float32 [queries, dim].
             rows: int32 [rows], scored for every query; or [queries, rows], its own for each.
             beta: float32 scalar.
+            order: int, as for `draw`.
 
         Returns:
             float32 [queries, rows]; anything at no row.
         """
-        return self.reencoder.scorer(queries, beta)(self.tree.slots_of(rows))
+        return self.reencoder.scorer(queries, beta, order)(self.tree.slots_of(rows))
 
     @where_kept
     def contains(self, rows):
@@ -767,9 +776,9 @@ class DynamicIndex(tf.Module):
     def _search_shape(self, k, budget):
         return search_shape(self.tree, k, self.capacity if self.flat else budget)
 
-    def _draw_from_all(self, queries, beta, exclude, seed, num_samples):
+    def _draw_from_all(self, queries, beta, exclude, seed, num_samples, order):
         """`draw` by looking at every row: exact."""
-        tree, score = self.tree, self.reencoder.scorer(queries, beta)
+        tree, score = self.tree, self.reencoder.scorer(queries, beta, order)
         if self.flat:
             # Slots as they lie: rows would be looked up one by one.
             slots_of, excluded, held = tf.identity, tree.slots_of(exclude), tree.occupied

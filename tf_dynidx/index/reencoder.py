@@ -121,7 +121,7 @@ class Reencoder(tf.Module):
 
     # How little is known of rows.
 
-    def lifts(self, queries, beta):
+    def lifts(self, queries, beta, order):
         """`doubt.Lifts`: what doubt adds to the scores of rows, by their age.
 
         Errors of any age are taken to prefer the same directions.
@@ -129,6 +129,7 @@ class Reencoder(tf.Module):
         Args:
             queries: float32 [queries, dim].
             beta: float32 scalar.
+            order: int, as for `tf_dynidx.ops.doubt`.
         """
         squared, _, number = tf.unstack(self.by_age, axis=1)
         errors = squared / tf.maximum(number, 1e-12)
@@ -136,7 +137,7 @@ class Reencoder(tf.Module):
         errors = tf.where(number > 0.0, errors, tf.reduce_max(tf.where(number > 0.0, errors, 0.0)))
         # What nothing was predicted of stands as it was given.
         errors = tf.where(self.refreshes > 0, errors, 0.0)
-        return doubt.lifts(errors, doubt.dimensions(self.errors, queries), queries, beta)
+        return doubt.lifts(errors, doubt.dimensions(self.errors, queries), queries, beta, order)
 
     def mean_lift(self, lifts, beta):
         """What doubt adds to the scores of rows, on the average: float32 [queries]."""
@@ -156,18 +157,19 @@ class Reencoder(tf.Module):
         ages = self._ages(self._written(ids))
         return tf.gather(tf.reshape(by_age, [-1]), owner[:, None] * by_age.shape[1] + ages)
 
-    def scorer(self, queries, beta):
+    def scorer(self, queries, beta, order):
         """Function from slots to the scores of the rows that they hold, doubt included.
 
         Args:
             queries: float32 [queries, dim].
             beta: float32 scalar.
+            order: int, as for `tf_dynidx.ops.doubt`.
 
         Returns:
             function from int32 slots, [slots] for all queries or [queries, slots], to float32
             [queries, slots].
         """
-        lifts = self.lifts(queries, beta)
+        lifts = self.lifts(queries, beta, order)
         stored, shifts = self.pulled_back(queries)
 
         def scores(slots):

@@ -14,6 +14,7 @@ _FLAT = 250_000  # targets up to which it pays to look at all of them: a pass is
 # What keeps the index true takes, beside so many rows that steps encode anyway, one row in turn and, if
 # the index asks for it, one landmark: an eighth more at most, without a gradient.
 _ROWS_A_TURN = _ROWS_A_LANDMARK = 16
+_ORDER = 2  # rows are drawn by the root mean square of what they may weigh: the loss is an estimate
 
 
 class Tree(Miner):
@@ -87,12 +88,14 @@ class Tree(Miner):
 
     def mine(self, queries, beta, positives):
         seed, number = self.next_seed(), self.num_negatives
-        sample = self.index.draw(queries, beta, positives, seed, number, budget=self.budget)
+        sample = self.index.draw(
+            queries, beta, positives, seed, number, budget=self.budget, order=_ORDER
+        )
         # A query whose positives are all targets there are draws an empty slot; the loss masks row 0.
         return tf.maximum(sample.ids, 0), sample.log_partition
 
     def log_prob(self, rows, queries, beta, positives, drawn):
-        log_prob = beta * self.index.scores(queries, rows, beta) - drawn[:, None]
+        log_prob = beta * self.index.scores(queries, rows, beta, _ORDER) - drawn[:, None]
         return without_positives(log_prob, rows[None] if rows.shape.rank == 1 else rows, positives)
 
     def own_log_prob(self, rows, queries, beta, positives, drawn):

@@ -1,21 +1,21 @@
 """Doubt: what a row is drawn by whose encoding is predicted and not known.
 
-A prediction m is the mean of what an encoding y may be by now. What is estimated from draws varies the
-least when rows are drawn in proportion to the root of the mean square of what they weigh: importance
-sampling of an integrand that is itself random, whose variance is the sum of E exp(2 beta q.y) / p. So
-a row is drawn by
+A prediction m is the mean of what an encoding y may be by now, and what the row weighs, exp(beta q.y),
+is not known. Draws go by the power mean, of some order r, of what it may weigh:
 
-    q.m + log E exp(2 beta q.(y - m)) / (2 beta),
+    q.m + log E exp(r beta q.(y - m)) / (r beta).
 
-which counts how little is known of it twice as much as its expected weight would. Scored by its mean
-alone, which lies the nearer to the origin the less is known, it would hardly be drawn; by a mean
-brought back to norm 1, as if it were known.
+Of order 1 that is the expected weight, as near as draws come to the softmax over the true encodings. Of
+order 2 it is the root of the mean square, by which what is *estimated* from draws varies the least:
+importance sampling of an integrand that is itself random has a variance of the sum of E exp(2 beta q.y)
+/ p. That counts doubt twice. Scored by its mean alone, which lies the nearer to the origin the less is
+known, a row would hardly be drawn; by a mean brought back to norm 1, as if it were known.
 
 How long errors of rows of one age are, and which directions they prefer, is measured. For a query along
-which their variance is that of an error in any direction of a space of D dimensions, with x = 2 beta
+which their variance is that of an error in any direction of a space of D dimensions, with x = r beta
 |q| |y - m| and nu = D / 2 - 1,
 
-    log E exp(2 beta q.(y - m)) = log(gamma(nu + 1) (2 / x)^nu I_nu(x)),
+    log E exp(r beta q.(y - m)) = log(gamma(nu + 1) (2 / x)^nu I_nu(x)),
 
 which is x^2 / (2 D) where x is small.
 """
@@ -58,7 +58,7 @@ def dimensions(errors, queries):
     return tf.maximum(anywhere / tf.maximum(along, _LEAST * anywhere + 1e-30), 1.0)
 
 
-def lifts(squared_errors, dims, queries, beta):
+def lifts(squared_errors, dims, queries, beta, order):
     """`Lifts` of rows, by how far predictions are off.
 
     `lift` at the largest error and at half of it, and in between by the quadratic through those and
@@ -71,11 +71,12 @@ def lifts(squared_errors, dims, queries, beta):
         dims: float32 [queries], as `dimensions`.
         queries: float32 [queries, dim].
         beta: float32 scalar.
+        order: int, of the power mean.
     """
     largest = tf.reduce_max(squared_errors)
     part = tf.sqrt(tf.math.divide_no_nan(squared_errors, largest))
     return Lifts(
-        lift(tf.stack([largest, largest / 4.0]), dims, queries, beta),
+        lift(tf.stack([largest, largest / 4.0]), dims, queries, beta, order),
         tf.stack([part * (2.0 * part - 1.0), 4.0 * part * (1.0 - part)], axis=1),
     )
 
@@ -102,7 +103,7 @@ def of_all_kinds(lifts):
     return tf.matmul(lifts.by_query, lifts.by_kind, transpose_b=True)
 
 
-def lift(squared_errors, dims, queries, beta):
+def lift(squared_errors, dims, queries, beta, order):
     """What is added to the scores q.m of rows, by how far predictions are off.
 
     To leading order for many dimensions the logarithm above is (D / 2) (s - 1 - log((1 + s) / 2)),
@@ -114,16 +115,17 @@ def lift(squared_errors, dims, queries, beta):
         dims: float32 [queries], as `dimensions`.
         queries: float32 [queries, dim].
         beta: float32 scalar.
+        order: int, of the power mean.
 
     Returns:
         float32 [queries, kinds], from 0 to |q| |y - m|.
     """
-    half, twice = dims[:, None] / 2.0, 2.0 * beta
+    half, beta = dims[:, None] / 2.0, order * beta
     norms = tf.reduce_sum(queries**2, axis=1, keepdims=True)
-    square = norms * squared_errors * (twice / half) ** 2
+    square = norms * squared_errors * (beta / half) ** 2
     # s - 1, of which float32 would leave nothing where x is small.
     more = square / (tf.sqrt(1.0 + square) + 1.0)
-    return half * (more - tf.math.log1p(0.5 * more)) / twice
+    return half * (more - tf.math.log1p(0.5 * more)) / beta
 
 
 def mean_lift(lifts, shares, beta):
