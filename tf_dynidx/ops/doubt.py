@@ -8,8 +8,9 @@ is not known. Draws go by the power mean, of some order r, of what it may weigh:
 Of order 1 that is the expected weight, as near as draws come to the softmax over the true encodings. Of
 order 2 it is the root of the mean square, by which what is *estimated* from draws varies the least:
 importance sampling of an integrand that is itself random has a variance of the sum of E exp(2 beta q.y)
-/ p. That counts doubt twice. Scored by its mean alone, which lies the nearer to the origin the less is
-known, a row would hardly be drawn; by a mean brought back to norm 1, as if it were known.
+/ p (Owen, Monte Carlo theory, methods and examples, 9.1, for one that is known). That counts doubt
+twice. Scored by its mean alone, which lies the nearer to the origin the less is known, a row would
+hardly be drawn; by a mean brought back to norm 1, as if it were known.
 
 How long errors of rows of one age are, and which directions they prefer, is measured. For a query along
 which their variance is that of an error in any direction of a space of D dimensions, with x = r beta
