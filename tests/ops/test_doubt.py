@@ -26,7 +26,7 @@ def test_row_is_drawn_by_the_power_mean_of_what_its_encoding_may_weigh(order):
     # Of two opposite directions both, so that the mean is exact.
     directions = unit(rng.normal(size=[100_000, 6])).astype(np.float64)
     directions = np.concatenate([directions, -directions])
-    lifts = doubt.of_all_kinds(doubt.lifts(ERRORS, anywhere(), queries(), beta, order)).numpy()
+    lifts = doubt.of_all_kinds(doubt.lifts(ERRORS, anywhere(), queries(), order * beta)).numpy()
     for kind, (mean, error) in enumerate(zip(means, ERRORS, strict=True)):
         encodings = mean + np.sqrt(error) * directions
         weights = np.log(np.exp(order * beta * queries() @ encodings.T).mean(axis=1)) / order
@@ -48,7 +48,9 @@ def test_what_is_estimated_from_draws_by_the_root_mean_square_varies_the_least()
     some, query = errors[:50].reshape(-1, dim), query.astype(np.float32)
     kinds, kind = np.unique(lengths, return_inverse=True)
     dims = doubt.dimensions(np.float32(some.T @ some), query)
-    lifts = doubt.of_all_kinds(doubt.lifts(np.float32(kinds**2), dims, query, beta, 2)).numpy()[0, kind]
+    lifts = doubt.of_all_kinds(doubt.lifts(np.float32(kinds**2), dims, query, 2 * beta)).numpy()[
+        0, kind
+    ]
 
     def variance(scores):
         weights = np.exp(beta * scores)
@@ -66,21 +68,20 @@ def test_what_is_estimated_from_draws_by_the_root_mean_square_varies_the_least()
     dim=st.integers(2, 200),
     beta=st.floats(0.125, 200.0, width=32),
     error=st.floats(2**-20, 4.0, width=32),
-    order=st.integers(1, 2),
 )
-def test_lift_is_the_bessel_function_of_an_error_in_any_direction(seed, dim, beta, error, order):
+def test_lift_is_the_bessel_function_of_an_error_in_any_direction(seed, dim, beta, error):
     some = queries(dim, seed)
-    lift = doubt.lift(np.float32([error]), anywhere(dim), some, beta, order).numpy()[:, 0]
+    lift = doubt.lift(np.float32([error]), anywhere(dim), some, beta).numpy()[:, 0]
     length = np.linalg.norm(some.astype(np.float64), axis=1) * np.sqrt(error)
-    x, nu = order * beta * length, dim / 2 - 1
+    x, nu = beta * length, dim / 2 - 1
     # Each form of it where it neither vanishes nor overflows.
     with np.errstate(divide="ignore"):
         large = gammaln(nu + 1) + nu * np.log(2 / x) + np.log(ive(nu, x)) + x
     exact = np.where(x < 1.0, np.log(hyp0f1(nu + 1, np.minimum(x, 1.0) ** 2 / 4)), large)
     assert np.isfinite(exact).all()
     # The leading term is off the least where there are many dimensions, and nowhere above.
-    np.testing.assert_array_less(order * beta * lift, 1.0001 * exact + 2e-4 * beta)
-    np.testing.assert_array_less(exact - 0.07 * x - 0.02, order * beta * lift)
+    np.testing.assert_array_less(lift, 1.0001 * exact / beta + 1e-4)
+    np.testing.assert_array_less(exact - 0.07 * x - 0.02, beta * lift)
     assert (lift >= 0.0).all() and (lift <= length).all()
 
 
@@ -100,23 +101,21 @@ def test_dimensions_are_those_in_which_an_error_anywhere_varies_as_much(seed, di
 def test_dimensions_of_no_errors_lift_nothing():
     none = np.zeros([6, 6], np.float32)
     dims = doubt.dimensions(none, queries())
-    np.testing.assert_array_equal(
-        doubt.lift(np.float32([0.0]), dims, queries(), 1.5, 1), np.zeros([5, 1])
-    )
+    np.testing.assert_array_equal(doubt.lift(np.float32([0.0]), dims, queries(), 1.5), np.zeros([5, 1]))
     # Nor where the query is none.
     dims = doubt.dimensions(none + 1.0, 0.0 * queries())
-    np.testing.assert_array_equal(doubt.lift(ERRORS, dims, 0.0 * queries(), 1.5, 1), np.zeros([5, 4]))
+    np.testing.assert_array_equal(doubt.lift(ERRORS, dims, 0.0 * queries(), 1.5), np.zeros([5, 4]))
 
 
 def test_error_of_none_lifts_nothing_and_a_small_one_is_not_lost():
-    lifts = doubt.lift(np.float32([0.0, 1e-8]), anywhere(), queries(), 1.5, 1).numpy()
+    lifts = doubt.lift(np.float32([0.0, 1e-8]), anywhere(), queries(), 1.5).numpy()
     np.testing.assert_array_equal(lifts[:, 0], np.zeros(5))
     second_order = 0.5 * 1.5 * np.sum(queries() ** 2, axis=1) * 1e-8 / 6
     np.testing.assert_allclose(lifts[:, 1], second_order, rtol=0.01)
 
 
 def test_mean_lift_is_that_of_the_rows_together():
-    lifts, beta = doubt.lifts(ERRORS, anywhere(), queries(), 1.5, 1), 1.5
+    lifts, beta = doubt.lifts(ERRORS, anywhere(), queries(), 1.5), 1.5
     shares = np.float32([3, 0, 5, 2])
     each = np.repeat(doubt.of_all_kinds(lifts), shares.astype(int), axis=1)
     expected = np.log(np.exp(beta * each).mean(axis=1)) / beta
@@ -130,18 +129,17 @@ def test_mean_lift_is_that_of_the_rows_together():
     dim=st.integers(2, 200),
     beta=st.floats(0.125, 200.0, width=32),
     errors=st.lists(st.floats(0.0, 4.0, width=32), min_size=1, max_size=6),
-    order=st.integers(1, 2),
 )
-def test_lifts_of_many_kinds_are_near_the_lift_of_each(seed, dim, beta, errors, order):
+def test_lifts_of_many_kinds_are_near_the_lift_of_each(seed, dim, beta, errors):
     errors = np.float32(errors)
-    lifts = doubt.lifts(errors, anywhere(dim), queries(dim, seed), beta, order)
-    each = doubt.lift(errors, anywhere(dim), queries(dim, seed), beta, order).numpy()
+    lifts = doubt.lifts(errors, anywhere(dim), queries(dim, seed), beta)
+    each = doubt.lift(errors, anywhere(dim), queries(dim, seed), beta).numpy()
     found = doubt.of_all_kinds(lifts).numpy()
     largest = each.max(axis=1, keepdims=True)
     rounding = 1e-6 * largest
     assert (np.abs(found - each) <= 0.04 * largest + rounding).all()
     norms = np.linalg.norm(queries(dim, seed), axis=1)
-    few = order * beta * norms * np.sqrt(errors.max()) <= dim / 2
+    few = beta * norms * np.sqrt(errors.max()) <= dim / 2
     assert (np.abs(found - each) <= 0.01 * largest + rounding)[few].all()
     assert (found >= -rounding).all()
     assert (found <= norms[:, None] * np.sqrt(errors) + rounding).all()

@@ -137,7 +137,7 @@ class Reencoder(tf.Module):
         errors = tf.where(number > 0.0, errors, tf.reduce_max(tf.where(number > 0.0, errors, 0.0)))
         # What nothing was predicted of stands as it was given.
         errors = tf.where(self.refreshes > 0, errors, 0.0)
-        return doubt.lifts(errors, doubt.dimensions(self.errors, queries), queries, beta, order)
+        return doubt.lifts(errors, doubt.dimensions(self.errors, queries), queries, order * beta)
 
     def mean_lift(self, lifts, beta):
         """What doubt adds to the scores of rows, on the average: float32 [queries]."""

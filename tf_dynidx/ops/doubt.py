@@ -59,7 +59,7 @@ def dimensions(errors, queries):
     return tf.maximum(anywhere / tf.maximum(along, _LEAST * anywhere + 1e-30), 1.0)
 
 
-def lifts(squared_errors, dims, queries, beta, order):
+def lifts(squared_errors, dims, queries, beta):
     """`Lifts` of rows, by how far predictions are off.
 
     `lift` at the largest error and at half of it, and in between by the quadratic through those and
@@ -71,13 +71,12 @@ def lifts(squared_errors, dims, queries, beta, order):
         squared_errors: float32 [kinds], E|y - m|^2 of each kind of rows.
         dims: float32 [queries], as `dimensions`.
         queries: float32 [queries, dim].
-        beta: float32 scalar.
-        order: int, of the power mean.
+        beta: float32 scalar; r beta for the power mean of order r.
     """
     largest = tf.reduce_max(squared_errors)
     part = tf.sqrt(tf.math.divide_no_nan(squared_errors, largest))
     return Lifts(
-        lift(tf.stack([largest, largest / 4.0]), dims, queries, beta, order),
+        lift(tf.stack([largest, largest / 4.0]), dims, queries, beta),
         tf.stack([part * (2.0 * part - 1.0), 4.0 * part * (1.0 - part)], axis=1),
     )
 
@@ -104,7 +103,7 @@ def of_all_kinds(lifts):
     return tf.matmul(lifts.by_query, lifts.by_kind, transpose_b=True)
 
 
-def lift(squared_errors, dims, queries, beta, order):
+def lift(squared_errors, dims, queries, beta):
     """What is added to the scores q.m of rows, by how far predictions are off.
 
     To leading order for many dimensions the logarithm above is (D / 2) (s - 1 - log((1 + s) / 2)),
@@ -115,13 +114,12 @@ def lift(squared_errors, dims, queries, beta, order):
         squared_errors: float32 [kinds], E|y - m|^2 of each kind of rows.
         dims: float32 [queries], as `dimensions`.
         queries: float32 [queries, dim].
-        beta: float32 scalar.
-        order: int, of the power mean.
+        beta: float32 scalar; r beta for the power mean of order r.
 
     Returns:
         float32 [queries, kinds], from 0 to |q| |y - m|.
     """
-    half, beta = dims[:, None] / 2.0, order * beta
+    half = dims[:, None] / 2.0
     norms = tf.reduce_sum(queries**2, axis=1, keepdims=True)
     square = norms * squared_errors * (beta / half) ** 2
     # s - 1, of which float32 would leave nothing where x is small.
