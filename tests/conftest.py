@@ -1,9 +1,12 @@
+import gc
 import os
 import shutil
 
+import pytest
 import tensorflow as tf
 from hypothesis import settings
 
+from tests import reference
 from tf_dynidx.keras_world import IS_KERAS_3
 
 # They use no Keras (`index/test_imports.py` holds the first two to that), or little that others do not
@@ -36,6 +39,14 @@ settings.load_profile("same" if os.environ.get("CI") else "few")
 # Needs a browser, which not every machine has; the header of a run says when it is left out.
 _WITH_BROWSER = "test_page_in_chromium.py"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def lets_go_of_what_a_file_has_compiled():
+    """Else a process holds that of all its files in the end, many gigabytes."""
+    yield
+    reference.forget_indexes()
+    gc.collect()
 
 
 def pytest_report_header():

@@ -124,6 +124,12 @@ def traced(method):
     return tf.function(method, autograph=False)
 
 
+def forget_indexes():
+    """Lets go of what `index_as_new` and `traced` share."""
+    _made.clear()
+    traced.cache_clear()
+
+
 def held(index):
     """What an index holds, as a dict from row id to vector."""
     ids = np.arange(index.capacity, dtype=np.int32)
