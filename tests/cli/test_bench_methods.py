@@ -65,12 +65,12 @@ def test_comparisons_are_run_once_and_put_on_the_page(words, options, tmp_path, 
     assert "## Words\n\nWords that mean things." in page
     assert "### At equal steps" in page and "| tree | 0.405 ±0.007 |" in page
     assert "| tree | 0.67 | 0.67 | 0.67 |" in page
-    assert page.count("Not run.") == 2
+    assert page.count("Not run for this page: `--only ") == 2
 
     assert methods.bench_methods(options(), runs) == 0
     assert len(runs.asked) == 6 + 4 + 4  # those of words/steps are kept
     page = (tmp_path / "page.md").read_text()
-    assert "Not run." not in page and "in-batch:batch=8" in page and "dropout 0.1" in page
+    assert "Not run" not in page and "in-batch:batch=8" in page and "dropout 0.1" in page
     assert "seconds 1.5" in page and "3 targets, 2 training pairs" in page
     plan = json.loads((tmp_path / "out" / "docstrings" / "seconds" / "comparison.json").read_text())
     assert plan["settings"]["dropout"] == 0.1

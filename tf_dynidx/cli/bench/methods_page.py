@@ -49,7 +49,8 @@ def page(sets, output):
                 found = json.loads(report.read_text(encoding="utf-8"))
                 parts.append(_comparison(question, found))
             else:
-                parts.append(f"### {question.title}\n\nNot run.\n")
+                name = f"{each.name}/{question.name}"
+                parts.append(f"### {question.title}\n\nNot run for this page: `--only {name}`.\n")
     return "\n".join([*parts, _TAIL])
 
 
