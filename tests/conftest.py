@@ -36,17 +36,17 @@ settings.register_profile("same", settings.get_profile("few"), derandomize=True)
 settings.load_profile("same" if os.environ.get("CI") else "few")
 
 
-# Needs a browser, which not every machine has; the header of a run says when it is left out.
-_WITH_BROWSER = "test_page_in_chromium.py"
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
 @pytest.fixture(autouse=True, scope="module")
 def lets_go_of_what_a_file_has_compiled():
     """Else a process holds that of all its files in the end, many gigabytes."""
     yield
     reference.forget_indexes()
     gc.collect()
+
+
+# Needs a browser, which not every machine has; the header of a run says when it is left out.
+_WITH_BROWSER = "test_page_in_chromium.py"
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_report_header():

@@ -50,6 +50,10 @@ class DataSet(NamedTuple):
     settings: dict
     questions: tuple
 
+    def comparisons(self):
+        """list of (name, `Question`), such as "oewn/steps", which is also the folder."""
+        return [(f"{self.name}/{question.name}", question) for question in self.questions]
+
 
 _ORACLE = "How much of the oracle's gain does each have? After the same number of steps"
 _CALLS = "At equal encoder calls: full encodes of all targets count as what they are, a call for each"
@@ -130,7 +134,7 @@ class Options:
 
 def names():
     """The names of all comparisons."""
-    return tuple(f"{each.name}/{question.name}" for each in SETS for question in each.questions)
+    return tuple(name for each in SETS for name, _ in each.comparisons())
 
 
 def bench_methods(options, run_one=run_in_process) -> int:
@@ -152,22 +156,21 @@ def bench_methods(options, run_one=run_in_process) -> int:
     files.check_writable_target(options.page, "file")
     wanted = names() if options.only is None else options.only
     asked = [
-        (each, question)
+        (each, name, question)
         for each in SETS
-        for question in each.questions
-        if f"{each.name}/{question.name}" in wanted
+        for name, question in each.comparisons()
+        if name in wanted
     ]
-    paths = {each.name: _paths(each, options) for each, _ in asked}
+    paths = {each.name: _paths(each, options) for each, _, _ in asked}
     status = 0
-    for each, question in asked:
+    for each, name, question in asked:
         print(f"{each.title}: {question.title}", flush=True)
         data = read_all(**paths[each.name])
         settings = Settings(**each.settings, **question.settings)
         plan = Plan.of(
             paths[each.name], data, methods.read(question.miners), settings, range(options.seeds)
         )
-        folder = Path(options.output, each.name, question.name)
-        status |= compare(plan, folder, run_one)
+        status |= compare(plan, Path(options.output, name), run_one)
     files.write_bytes(options.page, page(SETS, options.output).encode())
     print(f"page: {options.page}")
     return status

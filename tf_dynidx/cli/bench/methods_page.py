@@ -43,13 +43,12 @@ def page(sets, output):
     parts = [_HEAD]
     for each in sets:
         parts.append(f"## {each.title}\n\n{each.about}\n")
-        for question in each.questions:
-            report = Path(output, each.name, question.name, "report.json")
+        for name, question in each.comparisons():
+            report = Path(output, name, "report.json")
             if report.is_file():
                 found = json.loads(report.read_text(encoding="utf-8"))
                 parts.append(_comparison(question, found))
             else:
-                name = f"{each.name}/{question.name}"
                 parts.append(f"### {question.title}\n\nNot run for this page: `--only {name}`.\n")
     return "\n".join([*parts, _TAIL])
 
