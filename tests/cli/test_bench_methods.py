@@ -78,6 +78,25 @@ def test_comparisons_are_run_once_and_put_on_the_page(words, options, tmp_path, 
     assert plan["settings"]["dropout"] == 0.1
 
 
+def test_a_page_keeps_what_is_not_run_again(words, options, tmp_path):
+    """Run part by part, into folders that do not last, it is the page of all at once."""
+    path = tmp_path / "page.md"
+    assert methods.bench_methods(options(), Runs()) == 0
+    whole = path.read_text()
+    path.unlink()
+    for number, name in enumerate(methods.names()):
+        part = options(only=(name,), output=str(tmp_path / str(number)))
+        assert methods.bench_methods(part, Runs()) == 0
+        assert path.read_text().count("Not run") == 2 - number
+    assert path.read_text() == whole
+    # What is run again takes the place of what was there.
+    runs = Runs(lambda label, seed, checkpoint: {"error": "out of luck"})
+    again = options(only=("words/steps",), output=str(tmp_path / "again"))
+    assert methods.bench_methods(again, runs) == 1
+    assert "failed: tree, seed 0: out of luck" in path.read_text()
+    assert "| tree | 0.67 |" in whole and "| tree | 0.67 |" not in path.read_text()
+
+
 def test_what_is_missing_is_refused_before_anything_is_run(options, words):
     (words / "test.jsonl").unlink()
     runs = Runs()

@@ -89,8 +89,9 @@ def test_methods_take_settings_of_their_own():
     assert reading.settings(common, 7) == dataclasses.replace(common, reads=700, seed=7)
     for method, reads in ((tree, 300), (batch, None)):
         assert method.settings(dataclasses.replace(common, reads=300), 7).reads == reads
-    # Own negatives are asked for of those that have any.
+    # Own negatives, and a warm-up for them, are asked for of those that have any.
     assert batch.settings(dataclasses.replace(common, sharing="none"), 7).sharing == "batch"
+    assert batch.settings(dataclasses.replace(common, warmup_examples=9), 7).warmup_examples == 0
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,7 @@ def test_methods_take_settings_of_their_own():
         ("tree:sharing=some", "sharing of tree must be one of batch, none. Received: some"),
         ("tree:batch=1:batch=2", "batch is given twice"),
         ("exact:reads=4", "only the tree .*Received: 'reads=4' for exact"),
+        ("tree:warmup_examples=-1", "warmup_examples of tree must be .* from 0 on. Received: -1"),
         ("in-batch:negatives=4", "in-batch mines no negatives. Received: 'negatives=4'"),
         ("tree:batch=8,exact,tree:batch=8", "tree:batch=8 is named twice"),
     ],

@@ -36,6 +36,8 @@ def test_candidates_of_a_step_are_positives_and_what_is_mined():
     [
         ({"negatives": 6}, "fewer targets than negatives. Received: 5 targets, 6 negatives for tree"),
         ({"miner": "in-batch", "sharing": "none"}, "Received: sharing=none for in-batch"),
+        ({"miner": "in-batch", "warmup_examples": 9}, "Received: warmup_examples=9, sharing=batch for"),
+        ({"sharing": "none", "warmup_examples": 9}, "Received: warmup_examples=9, sharing=none for"),
         ({"miner": "exact", "reads": 9}, "Only the tree .*Received: reads=9 for exact"),
         ({"steps": 1, "encoder_calls": 9}, "one budget. Received: steps and encoder_calls"),
     ],

@@ -97,6 +97,18 @@ def test_what_a_miner_encodes_by_itself_counts(untimed, uncompiled):
     assert report["encoder_calls"] == 3 * (16 * 3 + len(NAMES))
 
 
+def test_steps_of_a_warmup_encode_no_negatives(untimed, uncompiled):
+    settings = dataclasses.replace(
+        SETTINGS, miner="stale", steps=None, encoder_calls=500, warmup_examples=50
+    )
+    report = run(settings).report
+    # Four steps of 16, one full encode, and steps of 16 and two negatives for each.
+    mining = -(-(500 - 4 * 16 - len(NAMES)) // 48)
+    assert report["steps"] == 4 + mining and report["full_encodes"] == 1
+    assert report["encoder_calls"] == 4 * 16 + len(NAMES) + 48 * mining
+    assert [point["encoder_calls"] for point in report["history"]][:2] == [64, 154]
+
+
 # Stopped, and gone on with.
 
 
@@ -110,15 +122,19 @@ def assert_resumed_as_whole(resumed, expected, models):
         assert resumed.report[name] == expected.report[name]
 
 
-def test_stopped_training_of_a_tree_ends_as_one_that_was_not(tmp_path, untimed, uncompiled):
+@pytest.mark.parametrize("warmup_examples", [0, 140])
+def test_stopped_training_of_a_tree_ends_as_one_that_was_not(
+    warmup_examples, tmp_path, untimed, uncompiled
+):
     """SIGTERM, as Ctrl-C, loses no step, and the index comes back as it was."""
+    settings = dataclasses.replace(SETTINGS, warmup_examples=warmup_examples)
     whole, last = Watch(), Watch()
-    expected = run(SETTINGS, None, whole)
+    expected = run(settings, None, whole)
     with pytest.raises(KeyboardInterrupt):
-        run(SETTINGS, None, Watch(7, lambda: os.kill(os.getpid(), signal.SIGTERM)), tmp_path)
+        run(settings, None, Watch(7, lambda: os.kill(os.getpid(), signal.SIGTERM)), tmp_path)
     steps = []
     last.on_train_batch_begin = lambda batch, logs=None: steps.append(int(last.model.step))
-    resumed = run(SETTINGS, None, last, tmp_path)
+    resumed = run(settings, None, last, tmp_path)
     assert steps == [7, 8, 9, 10, 11]
     assert resumed.report["full_encodes"] == 1
     assert_resumed_as_whole(resumed, expected, (last.model, whole.model))

@@ -103,7 +103,7 @@ def in_batch():
 
 
 def mined():
-    return same_as_one(lambda: Hardest(2))
+    return same_as_one(lambda: Hardest(2), options={"warmup_examples": 2 * small.BATCH})
 
 
 def own_negatives():

@@ -111,18 +111,23 @@ def checked_steps(every):
 
 
 class ScheduledOnIndex(Scheduled):
-    """Acts on the index that the model mines from; without one it warns once and does nothing."""
+    """Acts on the index that the model mines from; without one it warns once and does nothing.
+
+    In a warm-up, where there is no index yet, it does nothing.
+    """
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._warned = False
 
     def act(self):
-        # Not before: the miner makes its index at the first step.
+        # Not before: the miner makes its index at the first step that mines.
         miner = getattr(self.model, "miner", None)
         index = getattr(miner, "index", None)
         if index is not None:
             return self.act_on(index)
+        if not getattr(miner, "built", True):  # after a step of a warm-up
+            return {}
         if not self._warned:
             warnings.warn(
                 f"{type(self).__name__} does nothing: it is for miners with an index, such as Tree(). "

@@ -14,6 +14,17 @@ def positive_int(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """A whole number from 0 on."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on. Received: {text}")
+    return value
+
+
 def port(text: str) -> int:
     """A port, 0 for any that is free."""
     try:

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import sys
 
-from tf_dynidx.cli.arguments import port, positive_int, positive_number, seed, share
+from tf_dynidx.cli.arguments import count, port, positive_int, positive_number, seed, share
 from tf_dynidx.cli.bench import index as bench_index
 from tf_dynidx.cli.bench import methods as bench_methods
 from tf_dynidx.cli.bench import tfrs as bench_tfrs
@@ -124,6 +124,15 @@ def _add_training(command):
         metavar="N",
         help="for how many queries of a batch, at most, negatives are drawn, where it shares them "
         "(default 256)",
+    )
+    command.add_argument(
+        "--warmup-examples",
+        type=count,
+        default=0,
+        metavar="N",
+        help="examples that are trained on before anything is mined, with the positives of the batch "
+        "as negatives; the number of targets is a good measure where encoding is what takes long "
+        "(default 0)",
     )
     command.add_argument(
         "--reads",
@@ -540,8 +549,8 @@ def _read_data(options):
 
 def _settings(options, **more):
     """The `Settings` that `_add_training` asked for."""
-    names = ("encoder", *BUDGETS, "batch", "negatives", "mining_queries", "reads", "sharing", "dim")
-    names += ("temperature", "unlabelled_weight", "seed")
+    names = ("encoder", *BUDGETS, "batch", "negatives", "mining_queries", "warmup_examples", "reads")
+    names += ("sharing", "dim", "temperature", "unlabelled_weight", "seed")
     return Settings(**{name: getattr(options, name) for name in names}, **more)
 
 

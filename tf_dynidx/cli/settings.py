@@ -34,6 +34,7 @@ class Settings:
         batch: queries a step.
         negatives: mined negatives a query.
         mining_queries: queries of a batch that negatives are drawn for, as for `DualEncoder`.
+        warmup_examples: examples that are trained on before anything is mined, as for `DualEncoder`.
         reads: rows that the tree scores for a query, `budget` of `miners.Tree`. Default: its own.
         sharing: "batch" or "none", as for `DualEncoder`.
         dim: dimension of the encodings.
@@ -54,6 +55,7 @@ class Settings:
     batch: int = 512
     negatives: int = 2
     mining_queries: int = 256
+    warmup_examples: int = 0
     reads: int | None = None
     sharing: str = "batch"
     dim: int = 64
@@ -75,7 +77,7 @@ class Settings:
 
     @property
     def candidates(self) -> int:
-        """How many targets a step encodes: a positive for each query, and what is mined."""
+        """How many targets a step that mines encodes: a positive for each query, and what is mined."""
         if not self.mines:
             return self.batch
         asking = min(self.batch, self.mining_queries) if self.sharing == "batch" else self.batch
@@ -94,8 +96,9 @@ class Settings:
         """Refuses what no model could be made of.
 
         Raises:
-            ValueError: more negatives than targets, own negatives of a miner that draws none, rows to
-                read for another than the tree, or more than one budget.
+            ValueError: more negatives than targets, own negatives or a warm-up of a miner that draws
+                none, a warm-up of queries that share nothing, rows to read for another than the tree,
+                or more than one budget.
         """
         if self.mines and self.negatives > num_targets:
             raise ValueError(
@@ -106,6 +109,12 @@ class Settings:
             raise ValueError(
                 f"A query that shares nothing needs negatives of its own, and {self.miner} mines none. "
                 f"Received: sharing={self.sharing} for {self.miner}. Use another miner, or share."
+            )
+        if self.warmup_examples and (self.sharing == "none" or not self.mines):
+            raise ValueError(
+                "A warm-up is for a miner, and has queries share the positives of their batch. "
+                f"Received: warmup_examples={self.warmup_examples}, sharing={self.sharing} for "
+                f"{self.miner}. Leave it out."
             )
         if self.reads is not None and not self.reads_a_part:
             raise ValueError(

@@ -106,6 +106,7 @@ def train(
         temperature=settings.temperature,
         sharing=settings.sharing,
         mining_queries=settings.mining_queries,
+        warmup_examples=settings.warmup_examples,
         unlabelled_weight=settings.unlabelled_weight,
         seed=settings.seed,
     )
@@ -151,7 +152,9 @@ def train(
         "miner": settings.miner,
         "steps": spent["step"],
         "seconds": seconds,
-        "seconds_mining": min(seconds, budget.preparing + spent["step"] * _mining_seconds(model, data)),
+        "seconds_mining": min(
+            seconds, budget.preparing + budget.mining_steps * _mining_seconds(model, data)
+        ),
         "encoder_calls": spent["encoder_calls"],
         "num_targets": len(targets.identifiers),
         "metrics": metrics,
@@ -353,6 +356,7 @@ class _Budget(keras.callbacks.Callback):
         if not given:
             self._limit = math.ceil(_EPOCHS * len(data._example_query) / settings.batch)
         self.steps, self.preparing, self.history = 0, 0.0, []
+        self._warmup_steps = 0  # of all steps
         self._best = None
         self._points = 0  # of the history, with those that the preparation has skipped
         self._begun = False
@@ -366,8 +370,22 @@ class _Budget(keras.callbacks.Callback):
         Seconds: preparing the miner counts, evaluating does not. Encoder calls: targets encoded, those
         of the steps and those that the miner had encoded besides.
         """
-        calls = self.steps * self._settings.candidates + int(self._model.miner.rows_encoded)
+        settings = self._settings
+        calls = self._warmup_steps * settings.batch + self.mining_steps * settings.candidates
+        calls += int(self._model.miner.rows_encoded)
         return {"step": self.steps, "seconds": self._clock.seconds, "encoder_calls": calls}
+
+    @property
+    def mining_steps(self):
+        """int, steps that have mined negatives: all but those of the warm-up."""
+        return self.steps - self._warmup_steps
+
+    def _count(self, steps):
+        """So many steps are done."""
+        self.steps = steps
+        # The first step after a warm-up makes the miner's state.
+        if not self._model.miner.built:
+            self._warmup_steps = steps
 
     @property
     def _used(self):
@@ -394,15 +412,14 @@ class _Budget(keras.callbacks.Callback):
     def begin(self):
         """Prepares the miner, or goes on from the checkpoint."""
         if self._checkpoint is None or self._checkpoint.state is None:
-            self._model.prepare_miner(progress=self._progress)
-            self.preparing = self._clock.seconds if self._model.miner.num_negatives else 0.0
+            self._prepare_miner()
             self._points = self._due
         else:
             state = self._checkpoint.state
             weights = self._checkpoint.restore(self._model)
-            self.steps = int(self._model.step)
             self.preparing, self.history = state["preparing"], state["history"]
-            self._points = state["points"]
+            self._points, self._warmup_steps = state["points"], state["warmup_steps"]
+            self._count(int(self._model.step))
             if weights is not None:
                 self._best = state["best"], weights
             # What going on costs, to restore and to compile again, is not training: the clock starts
@@ -410,12 +427,22 @@ class _Budget(keras.callbacks.Callback):
             self._clock = _Clock(state["seconds"])
         self._begun = True
 
+    def _prepare_miner(self):
+        """Prepares the miner, unless it is or a warm-up comes before."""
+        miner = self._model.miner
+        if miner.built or self._model.warming_up:
+            return
+        before = self._clock.seconds
+        self._model.prepare_miner(progress=self._progress)
+        if miner.num_negatives:
+            self.preparing = self._clock.seconds - before
+
     def save(self):
         """Writes the checkpoint, if there is to be one, and anything to keep."""
         if self._checkpoint is None or not self._begun:
             return
         # A step that was stopped after it was run, but before it was counted here, counts.
-        self.steps = int(self._model.step)
+        self._count(int(self._model.step))
         if not self.steps:
             return
         with self._clock.paused():
@@ -425,6 +452,7 @@ class _Budget(keras.callbacks.Callback):
                 "preparing": self.preparing,
                 "history": self.history,
                 "points": self._points,
+                "warmup_steps": self._warmup_steps,
                 "best": metrics,
             }
             self._checkpoint.write(state, self._model, weights)
@@ -446,11 +474,12 @@ class _Budget(keras.callbacks.Callback):
         self._evaluate_if_due()
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._prepare_miner()
         rate = self._settings.learning_rate * max(0.02, 1.0 - self._share)
         self._model.optimizer.learning_rate.assign(rate)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.steps += 1
+        self._count(self.steps + 1)
         self._clock.start()
         self.bar.update(self._used - self.bar.n)
         if self.steps % 20 == 0:

@@ -109,6 +109,14 @@ def positive_int(name, value):
     return int(value)
 
 
+def count(name, value):
+    """`value` as int; ValueError unless it is a whole number from 0 on."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 0:
+        raise ValueError(f"{name} must be a whole number from 0 on. Received: {name}={value!r}")
+    return int(value)
+
+
 def positive_float(name, value):
     """`value` as float; ValueError unless it is a number, positive and finite."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

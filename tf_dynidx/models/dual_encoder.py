@@ -14,7 +14,7 @@ from tf_dynidx import files, losses, replicas
 from tf_dynidx.corpus import TargetCorpus, encode_all
 from tf_dynidx.index import checks
 from tf_dynidx.keras_world import IS_KERAS_3, keras
-from tf_dynidx.miners import Miner, Tree
+from tf_dynidx.miners import InBatch, Miner, Tree
 from tf_dynidx.models import saving
 from tf_dynidx.models.drawing import drawing_queries
 from tf_dynidx.models.frequencies import PositiveFrequencies
@@ -30,6 +30,7 @@ _DIM = "dim"  # the dimension of encodings, in the file once a miner has state
 _LEARNED_BETA = 1.0, 100.0  # the range of an inverse temperature that is learned, as in CLIP
 _SIMILARITIES = ("dot", "cosine")
 _SHARINGS = ("batch", "none")
+_WARMUP = InBatch()  # what a warm-up trains with; it has no state
 
 
 class Candidates(NamedTuple):
@@ -101,6 +102,7 @@ class DualEncoder(keras.Model):
         range_min=0,
         unlabelled_weight=1.0,
         encode_chunk=None,
+        warmup_examples=0,
         seed=0,
         name=None,
     ):
@@ -140,6 +142,13 @@ class DualEncoder(keras.Model):
             encode_chunk: int, how many candidates are encoded together, with gradient caching: the
                 same gradient, for one more encoding, in the memory of one chunk. Batch normalisation
                 normalises over a chunk then. Default None: all at once.
+            warmup_examples: int, on so many examples `fit` trains at first with the positives of the
+                batch as the only negatives, as with `miners.InBatch`; then the miner is prepared and
+                mines. Default 0: from the first step on. As long as an encoder knows little, steps
+                without mined negatives teach nearly as much and take a part of the time and of the
+                encodings; as many examples as there are targets cost as many encodings as preparing a
+                miner that encodes them all. Whatever needs the miner before ends the warm-up:
+                `evaluate`, validation, `prepare_miner`, `mined_loss`. The miner learns nothing from it.
             seed: int, seeds which of several positives a step trains on.
             name: name of the model.
 
@@ -183,6 +192,12 @@ class DualEncoder(keras.Model):
         if encode_chunk is not None:
             encode_chunk = checks.positive_int("encode_chunk", encode_chunk)
         self.encode_chunk = encode_chunk
+        self.warmup_examples = checks.count("warmup_examples", warmup_examples)
+        if self.warmup_examples and sharing == "none":
+            raise ValueError(
+                "In a warm-up queries see the positives of their batch, which those that share nothing "
+                f"must not: leave it out. Received: {warmup_examples=}, {sharing=}"
+            )
         self.seed = checks.seed(seed)
         self._log_beta = None
         if self.learn_temperature:
@@ -200,6 +215,7 @@ class DualEncoder(keras.Model):
         self._encode_block = tf.function(self.encode_rows, autograph=False)
         self._random_states = saving.RandomStates(query_tower, target_tower)
         self._pending = _Pending()
+        self._in_warmup = False  # while a step of the warm-up is called, and so while it is traced
         # What is logged beside metrics is alike on all replicas; Keras 2 would add it up.
         self.distribute_reduction_method = "first"
         # The towers hold all weights: with them the model is built, so that weights can be saved.
@@ -299,11 +315,43 @@ class DualEncoder(keras.Model):
         self.prepare_miner()
         _build_optimizer(self)
 
+    @property
+    def warming_up(self):
+        """bool, whether the next step of `fit` mines nothing yet: see `warmup_examples`."""
+        if self.miner.built or not self.miner.num_negatives:
+            return False
+        return float(self.frequencies.total.numpy()) < self.warmup_examples
+
+    def _in_phases(self, warmup, mining):
+        """A training function: that of the warm-up as long as there is one, then that which mines."""
+
+        def train(*args, **kwargs):
+            if not self.warming_up:
+                return mining(*args, **kwargs)
+            self.corpus.check_filled()
+            _build_optimizer(self)
+            self._in_warmup = True
+            try:
+                return warmup(*args, **kwargs)
+            finally:
+                self._in_warmup = False
+
+        train.prepares = True
+        return train
+
     def make_train_function(self, force=False):
-        """As in Keras; the function prepares the miner before its first step, outside any graph."""
+        """As in Keras; the function prepares the miner before its first step, outside any graph.
+
+        A warm-up has a function of its own: what a step encodes is not the same.
+        """
         self._check_devices()
         super().make_train_function(force)
-        self.train_function = _between(self._prepare_training, self.miner.look, self.train_function)
+        made_before = hasattr(self.train_function, "prepares")
+        function = _between(self._prepare_training, self.miner.look, self.train_function)
+        if self.warmup_examples and not made_before:
+            super().make_train_function(force=True)
+            function = self._in_phases(self.train_function, function)
+        self.train_function = function
         return self.train_function
 
     def make_test_function(self, force=False):
@@ -428,6 +476,7 @@ class DualEncoder(keras.Model):
 
     def _take_in(self, candidates):
         """Ends a step: write-back, counts. Returns what the miner logs, as a dict."""
+        miner = self._step_miner
         rows, encodings, valid, loss, own_rows, own_batch = candidates
         if tells_training_apart(self.target_tower):
             encodings = self._encode_candidates(own_rows, training=False)
@@ -435,14 +484,20 @@ class DualEncoder(keras.Model):
         rows = ids_after(loss, ids=rows)  # the miner's state is written once the loss has read it
         positives = rows[: tf.size(valid)], tf.cast(valid, tf.float32)
         self.frequencies.observe(*positives)
-        self.miner.observe_positives(*positives)
-        self.miner.observe(rows, tf.stop_gradient(encodings))
+        miner.observe_positives(*positives)
+        miner.observe(rows, tf.stop_gradient(encodings))
         self.step.assign_add(1)
-        return dict(self.miner.logs())
+        return dict(miner.logs())
+
+    @property
+    def _step_miner(self):
+        """The miner of the step that is being traced."""
+        return _WARMUP if self._in_warmup else self.miner
 
     def _loss_and_candidates(self, x, positives, sample_weight, training):
         """(loss, candidates) of a batch: float32 scalar, this replica's share; `Candidates`."""
-        replicas.check_copied(self.frequencies, self.miner)
+        miner = self._step_miner
+        replicas.check_copied(self.frequencies, miner)
         beta = self.beta
         queries = self.encode_queries(x, training=training)
         batch = tf.shape(positives)[0]
@@ -451,12 +506,12 @@ class DualEncoder(keras.Model):
         valid = tf.reduce_any(positives >= 0, axis=1)
         drawing, their_positives = self.drawing_queries(tf.stop_gradient(queries), positives)
         asked = drawing, tf.stop_gradient(beta), their_positives
-        mined, drawn = self.miner.mine(*asked)
+        mined, drawn = miner.mine(*asked)
         asked = *asked, drawn
         own_rows = tf.concat([chosen, tf.reshape(mined, [-1])], axis=0)
         own_encodings = self._encode_candidates(own_rows, training)
         self.built = True
-        draws = self.miner.num_negatives
+        draws = miner.num_negatives
         # From here on the batch is that of all replicas, and so are its candidates.
         first = batch if draws else None
         rows = replicas.gathered(own_rows, first)
@@ -466,7 +521,7 @@ class DualEncoder(keras.Model):
             own, _, total = replicas.span(batch)
             scores = tf.matmul(queries, encodings, transpose_b=True)
             own_scores = tf.gather(scores, own, axis=1, batch_dims=1)
-            log_prob = replicas.log_summed(self.miner.log_prob(rows, *asked))
+            log_prob = replicas.log_summed(miner.log_prob(rows, *asked))
             num_drawing = replicas.span(tf.shape(drawing)[0]).total
             log_expected = losses.log_expected_counts(
                 log_prob, draws, self.frequencies.log_frequency(rows), num_drawing, total
@@ -481,7 +536,7 @@ class DualEncoder(keras.Model):
             scores = tf.concat(
                 [own_scores[:, None], tf.einsum("qd,qnd->qn", queries, negative)], axis=1
             )
-            log_expected = losses.log_expected_own_counts(self.miner.own_log_prob(mined, *asked), draws)
+            log_expected = losses.log_expected_own_counts(miner.own_log_prob(mined, *asked), draws)
             log_expected -= self._log_weight(mined)
             log_expected = tf.pad(log_expected, [[0, 0], [1, 0]])
             masked = is_among(tf.concat([chosen[:, None], mined], axis=1), positives)
@@ -561,6 +616,7 @@ class DualEncoder(keras.Model):
             "range_min",
             "unlabelled_weight",
             "encode_chunk",
+            "warmup_examples",
             "seed",
             "name",
         )

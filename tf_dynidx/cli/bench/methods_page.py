@@ -1,6 +1,7 @@
 """The page of `tf-dynidx bench methods`, in Markdown."""
 
 import json
+import re
 from pathlib import Path
 
 from tf_dynidx.cli.compare.text import failures, tables
@@ -16,8 +17,9 @@ where the folder DATA holds a folder for each set, with `targets.jsonl`, `train.
 `test.jsonl` (or `.jsonl.gz`) in [the form of the command line](command-line.md#tf-dynidx-train); no
 set is shipped. What each miner does is in [miners.md](miners.md), what follows from the figures in
 [results.md](results.md). A run is a process of its own, and every method of a table has the same
-data, encoder, seeds and budget. Seconds compare where a run had its machine to itself; results.md says
-where it had not.
+data, encoder, seeds and budget. All runs of a table are from one machine, those of different tables may
+not be: a table stands until its comparison is run again. Seconds compare where a run had its machine to
+itself; results.md says where it had not.
 """
 _TAIL = """\
 ## What is not shown
@@ -30,17 +32,18 @@ target is encoded.
 """
 
 
-def page(sets, output):
+def page(sets, output, before=""):
     """The page, of all comparisons that are done.
 
     Args:
         sets: of `DataSet`.
         output: folder of the comparisons.
+        before: str, the page that it takes the place of: has the comparisons that the folder has not.
 
     Returns:
         str.
     """
-    parts = [_HEAD]
+    parts, kept = [_HEAD], _sections(before)
     for each in sets:
         parts.append(f"## {each.title}\n\n{each.about}\n")
         for name, question in each.comparisons():
@@ -49,8 +52,20 @@ def page(sets, output):
                 found = json.loads(report.read_text(encoding="utf-8"))
                 parts.append(_comparison(question, found))
             else:
-                parts.append(f"### {question.title}\n\nNot run for this page: `--only {name}`.\n")
+                missing = f"### {question.title}\n\nNot run for this page: `--only {name}`.\n"
+                parts.append(kept.get((each.title, question.title), missing))
     return "\n".join([*parts, _TAIL])
+
+
+def _sections(page):
+    """The comparisons of a page, by the titles of set and question: as `page` has put them there."""
+    found = {}
+    for part in re.split("^## ", page, flags=re.MULTILINE)[1:]:
+        about, *sections = re.split("^### ", part, flags=re.MULTILINE)
+        for section in sections:
+            titles = tuple(text.partition("\n")[0] for text in (about, section))
+            found[titles] = f"### {section.strip()}\n"
+    return found
 
 
 def _comparison(question, found):

@@ -13,6 +13,7 @@ OWN = {
     "batch": arguments.positive_int,
     "negatives": arguments.positive_int,
     "mining_queries": arguments.positive_int,
+    "warmup_examples": arguments.count,
     "reads": arguments.positive_int,
     "sharing": arguments.one_of(SHARINGS),
     "learning_rate": arguments.positive_number,
@@ -20,7 +21,7 @@ OWN = {
     "unlabelled_weight": arguments.share,
 }
 # Nothing to a miner that mines nothing.
-_OF_MINING = ("negatives", "mining_queries", "sharing", "unlabelled_weight")
+_OF_MINING = ("negatives", "mining_queries", "warmup_examples", "sharing", "unlabelled_weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Method:
         filled = dataclasses.replace(common, miner=self.miner, seed=seed, **self.own)
         if not filled.reads_a_part:
             filled = dataclasses.replace(filled, reads=None)
-        # A miner without negatives has nothing to share them with.
-        return filled if filled.mines else dataclasses.replace(filled, sharing="batch")
+        # A miner without negatives has nothing to share them with, and nothing to warm up for.
+        without = {"sharing": "batch", "warmup_examples": 0}
+        return filled if filled.mines else dataclasses.replace(filled, **without)
 
 
 def read(text: str) -> tuple[Method, ...]:
