@@ -32,9 +32,20 @@ def stratified_uniforms(rows, num_draws, seed):
     Returns:
         float32 [rows, num_draws], ascending along the last axis.
     """
-    return (tf.range(num_draws, dtype=tf.float32) + uniforms([rows, num_draws], seed)) / float(
-        num_draws
-    )
+    return in_strata(uniforms([rows, num_draws], seed))
+
+
+def in_strata(numbers):
+    """Uniform numbers on [0, 1) moved into equal parts of it, each of a row into the next.
+
+    Args:
+        numbers: float32 [rows, numbers].
+
+    Returns:
+        float32 [rows, numbers], ascending along the last axis.
+    """
+    parts = numbers.shape[1]
+    return (tf.range(parts, dtype=tf.float32) + numbers) / float(parts)
 
 
 def categorical(log_weights, num_draws, seed):

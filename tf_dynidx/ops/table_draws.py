@@ -78,12 +78,13 @@ def draw(scores, size, excluded, num_draws, seed, held=None):
     """
     length = _block_size(size, num_draws)
     masses = log_masses(scores, size, excluded, length, held)
-    seeds = tf.random.split(seed, 2, alg="philox")
-    block = draws.categorical(masses, num_draws, seeds[0])
+    # All at once: XLA takes a good part of a second to compile what makes random numbers.
+    points = draws.uniforms([2, tf.shape(masses)[0], num_draws], seed)
+    block = draws.entries_at(masses, draws.in_strata(points[0]))
     rows = tf.reshape(block[:, :, None] * length + tf.range(length), [-1, num_draws * length])
     weights = _log_weights(scores, size, rows, held)
     weights = tf.where(is_among(rows, excluded), -float("inf"), weights)
-    place = draws.categorical(tf.reshape(weights, [-1, length]), 1, seeds[1])
+    place = draws.entries_at(tf.reshape(weights, [-1, length]), tf.reshape(points[1], [-1, 1]))
     place = tf.reshape(place, tf.shape(block))
     return tf.minimum(block * length + place, size - 1), tf.reduce_logsumexp(masses, axis=1)
 
