@@ -48,6 +48,7 @@ ARGUMENTS = {
         "range_min": RANK,
         "unlabelled_weight": (*AT_LEAST_0, 1.5, None),
         "encode_chunk": COUNT,
+        "warmup_examples": RANK,
         "seed": SEED,
     },
     "DynamicIndex": {
