@@ -87,7 +87,7 @@ def test_what_needs_the_miner_ends_the_warmup(need):
 @pytest.mark.parametrize("stopped", [1, STEPS + 2])
 def test_weights_file_of_a_warmup_goes_on_with_it(stopped, tmp_path):
     def fresh():
-        return make(Tree(), options=OPTIONS)
+        return make(Counting(2), options=OPTIONS)
 
     data, whole, first, second = batches(), fresh(), fresh(), fresh()
     whole.fit(data, verbose=0)

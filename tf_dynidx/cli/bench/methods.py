@@ -99,7 +99,7 @@ SETS = (
         {"encoder": "id", "batch": 2048, "negatives": 1},
         (
             Question("steps", _ORACLE, "tree,in-batch,exact", {"steps": 600} | _ALL_DRAW),
-            # To draw takes most of a step here, unlike to encode: fewer queries do it.
+            # A step spends its time on drawing here and not on encoding: let fewer queries draw, too.
             Question(
                 "seconds",
                 _SECONDS,
