@@ -105,7 +105,7 @@ def test_methods_take_settings_of_their_own():
         ("tree:sharing=some", "sharing of tree must be one of batch, none. Received: some"),
         ("tree:batch=1:batch=2", "batch is given twice"),
         ("exact:reads=4", "only the tree .*Received: 'reads=4' for exact"),
-        ("tree:warmup_examples=-1", "warmup_examples of tree must be .* from 0 on. Received: -1"),
+        ("tree:warmup_examples=-1", "warmup_examples of tree must be .* of at least 0. Received: -1"),
         ("in-batch:negatives=4", "in-batch mines no negatives. Received: 'negatives=4'"),
         ("tree:batch=8,exact,tree:batch=8", "tree:batch=8 is named twice"),
     ],

@@ -40,7 +40,8 @@ def uncorrected_own(log_prob, draws):
 )
 def test_gradient_averages_to_that_of_the_full_softmax(name, sharing, wrong, monkeypatch):
     """On N = 2,000 targets, by enumeration; towers are tables, so gradients are those of encodings."""
-    targets, queries, batch, draws = 2000, 64, 32, 200
+    targets, queries, batch = 2000, 64, 32
+    draws = 800 if sharing == "some" else 200  # where fewer draw, gradients vary more
     negatives = {"batch": 16, "some": 64, "none": 128}[sharing]
     mining_queries = 16 if sharing == "some" else batch
     sharing = "none" if sharing == "none" else "batch"
@@ -127,5 +128,5 @@ def test_gradient_averages_to_that_of_the_full_softmax(name, sharing, wrong, mon
     monkeypatch.setattr(losses, replaced, wrong)
     for (bias, noise), (wrong_bias, _) in zip(right, bias_and_noise(), strict=True):
         assert noise < 0.03
-        assert bias < 0.016
+        assert bias < 0.012
         assert wrong_bias > 0.024

@@ -127,7 +127,7 @@ def test_configuration_has_it():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"warmup_examples": -1}, "warmup_examples must be a whole number from 0 on. Received.*-1"),
+        ({"warmup_examples": -1}, "warmup_examples must be a whole number of at least 0. Received.*-1"),
         ({"warmup_examples": 1.5}, "warmup_examples must be a whole number .*=1.5"),
         ({"warmup_examples": 9, "sharing": "none"}, "leave it out. Received: warmup_examples=9, sh"),
     ],

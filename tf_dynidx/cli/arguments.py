@@ -1,51 +1,37 @@
 """Values of options, read from text: each refusal says what was received."""
 
 import argparse
+import math
 
 
 def positive_int(text: str) -> int:
     """A whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1. Received: {text}")
-    return value
+    return _whole(text, "a whole number of at least 1", 1)
 
 
 def count(text: str) -> int:
-    """A whole number from 0 on."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on. Received: {text}")
-    return value
+    """A whole number of at least 0."""
+    return _whole(text, "a whole number of at least 0", 0)
 
 
 def port(text: str) -> int:
     """A port, 0 for any that is free."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**16:
-        raise argparse.ArgumentTypeError(f"must be a port, 0 for any that is free. Received: {text}")
-    return value
+    return _whole(text, "a port, 0 for any that is free", 0, 2**16 - 1)
 
 
 def seed(text: str) -> int:
     """A whole number from 0 to 2^31 - 1."""
+    most = 2**31 - 1
+    return _whole(text, f"a whole number from 0 to {most}", 0, most)
+
+
+def _whole(text, what, least, most=math.inf):
     try:
         value = int(text)
     except ValueError:
-        value = -1
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number from 0 to {2**31 - 1}. Received: {text}"
-        )
+        value = least - 1
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"must be {what}. Received: {text}")
     return value
 
 

@@ -1,6 +1,7 @@
 """What a training can be told, without TensorFlow, so that bad arguments are refused at once."""
 
 import dataclasses
+import math
 
 # By the name on the command line: the class in `tf_dynidx.miners`.
 MINERS = {
@@ -74,6 +75,11 @@ class Settings:
     def reads_a_part(self) -> bool:
         """Whether the miner looks at a part of its rows, so that `reads` can say at how many."""
         return self.miner == "tree"
+
+    @property
+    def warmup_steps(self) -> int:
+        """How many steps, the first, mine nothing."""
+        return math.ceil(self.warmup_examples / self.batch)
 
     @property
     def candidates(self) -> int:

@@ -356,7 +356,6 @@ class _Budget(keras.callbacks.Callback):
         if not given:
             self._limit = math.ceil(_EPOCHS * len(data._example_query) / settings.batch)
         self.steps, self.preparing, self.history = 0, 0.0, []
-        self._warmup_steps = 0  # of all steps
         self._best = None
         self._points = 0  # of the history, with those that the preparation has skipped
         self._begun = False
@@ -371,21 +370,14 @@ class _Budget(keras.callbacks.Callback):
         of the steps and those that the miner had encoded besides.
         """
         settings = self._settings
-        calls = self._warmup_steps * settings.batch + self.mining_steps * settings.candidates
-        calls += int(self._model.miner.rows_encoded)
+        calls = self.steps * settings.batch + int(self._model.miner.rows_encoded)
+        calls += self.mining_steps * (settings.candidates - settings.batch)
         return {"step": self.steps, "seconds": self._clock.seconds, "encoder_calls": calls}
 
     @property
     def mining_steps(self):
         """int, steps that have mined negatives: all but those of the warm-up."""
-        return self.steps - self._warmup_steps
-
-    def _count(self, steps):
-        """So many steps are done."""
-        self.steps = steps
-        # The first step after a warm-up makes the miner's state.
-        if not self._model.miner.built:
-            self._warmup_steps = steps
+        return max(0, self.steps - self._settings.warmup_steps)
 
     @property
     def _used(self):
@@ -417,9 +409,9 @@ class _Budget(keras.callbacks.Callback):
         else:
             state = self._checkpoint.state
             weights = self._checkpoint.restore(self._model)
+            self.steps = int(self._model.step)
             self.preparing, self.history = state["preparing"], state["history"]
-            self._points, self._warmup_steps = state["points"], state["warmup_steps"]
-            self._count(int(self._model.step))
+            self._points = state["points"]
             if weights is not None:
                 self._best = state["best"], weights
             # What going on costs, to restore and to compile again, is not training: the clock starts
@@ -442,7 +434,7 @@ class _Budget(keras.callbacks.Callback):
         if self._checkpoint is None or not self._begun:
             return
         # A step that was stopped after it was run, but before it was counted here, counts.
-        self._count(int(self._model.step))
+        self.steps = int(self._model.step)
         if not self.steps:
             return
         with self._clock.paused():
@@ -452,7 +444,6 @@ class _Budget(keras.callbacks.Callback):
                 "preparing": self.preparing,
                 "history": self.history,
                 "points": self._points,
-                "warmup_steps": self._warmup_steps,
                 "best": metrics,
             }
             self._checkpoint.write(state, self._model, weights)
@@ -479,7 +470,7 @@ class _Budget(keras.callbacks.Callback):
         self._model.optimizer.learning_rate.assign(rate)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._count(self.steps + 1)
+        self.steps += 1
         self._clock.start()
         self.bar.update(self._used - self.bar.n)
         if self.steps % 20 == 0:

@@ -110,10 +110,10 @@ def positive_int(name, value):
 
 
 def count(name, value):
-    """`value` as int; ValueError unless it is a whole number from 0 on."""
+    """`value` as int; ValueError unless it is a whole number of at least 0."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or value < 0:
-        raise ValueError(f"{name} must be a whole number from 0 on. Received: {name}={value!r}")
+        raise ValueError(f"{name} must be a whole number of at least 0. Received: {name}={value!r}")
     return int(value)
 
 

@@ -187,7 +187,7 @@ class DualEncoder(keras.Model):
         self.relative_margin = _margin("relative_margin", relative_margin)
         self.absolute_margin = _margin("absolute_margin", absolute_margin)
         self.max_score = _number("max_score", max_score)
-        self.range_min = _rank(range_min)
+        self.range_min = checks.count("range_min", range_min)
         self.unlabelled_weight = _share("unlabelled_weight", unlabelled_weight)
         if encode_chunk is not None:
             encode_chunk = checks.positive_int("encode_chunk", encode_chunk)
@@ -346,8 +346,8 @@ class DualEncoder(keras.Model):
         """
         self._check_devices()
         super().make_train_function(force)
-        made_before = hasattr(self.train_function, "prepares")
         function = _between(self._prepare_training, self.miner.look, self.train_function)
+        made_before = function is self.train_function
         if self.warmup_examples and not made_before:
             super().make_train_function(force=True)
             function = self._in_phases(self.train_function, function)
@@ -838,15 +838,6 @@ def _share(name, value):
     if number is None or not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} must be in [0, 1]. Received: {name}={value!r}")
     return number
-
-
-def _rank(range_min):
-    whole = isinstance(range_min, (int, np.integer)) and not isinstance(range_min, bool)
-    if not whole or range_min < 0:
-        raise ValueError(
-            f"range_min must be a whole number of at least 0. Received: range_min={range_min!r}"
-        )
-    return int(range_min)
 
 
 def _input_spec(tower):
