@@ -24,8 +24,12 @@ _WITHOUT_KERAS = [
 # What one of the worlds alone has: `tests/tfrs` has its own list.
 _OF_ONE_WORLD = {"test_keras_rs.py": True, "test_bench_tfrs.py": False}  # whether that is Keras 3
 
-# Nothing that tests compile runs for long, by XLA or without it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Nothing that tests compile runs for long, by XLA or without it: no optimisation, and the kernels that
+# take less time to compile. XLA ends the process at a flag that it does not know.
+_XLA_FLAGS = ["--xla_backend_optimization_level=0"]
+if [int(part) for part in tf.__version__.split(".")[:2]] >= [2, 21]:
+    _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_XLA_FLAGS))
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 # A first call compiles, so no example has a deadline; and each runs TensorFlow, so there are few.
