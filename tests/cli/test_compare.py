@@ -26,7 +26,7 @@ PATHS = {"targets": "t.jsonl", "train": "p.jsonl", "test": "q & <r>.jsonl"}
 def plan(
     miners="tree,in-batch:batch=1024,exact", seeds=(5, 6), data=(TARGETS, PAIRS, PAIRS), **changes
 ):
-    settings = Settings(steps=10, **changes)
+    settings = Settings(**{"steps": 10, **changes})
     return Plan.of(PATHS, data, methods.read(miners), settings, seeds)
 
 
@@ -262,6 +262,13 @@ def test_no_oracle_no_share_of_its_gain(tmp_path, capsys):
     assert [row["closed"] for row in found["methods"]] == [None, None]
     printed = capsys.readouterr().out
     assert "of the gain" not in printed and "one seed" in printed and "±" not in printed
+
+
+@pytest.mark.parametrize("budget", ["seconds", "encoder_calls"])
+def test_no_share_of_the_gain_of_an_oracle_that_pays_for_looking_at_all(tmp_path, budget):
+    compare(plan(seeds=(0,), steps=None, **{budget: 9}), tmp_path, Runs())
+    methods = json.loads((tmp_path / "report.json").read_text())["methods"]
+    assert [row["closed"] for row in methods] == [None, None, None]
 
 
 def test_an_oracle_that_gains_nothing_gives_no_share(tmp_path):

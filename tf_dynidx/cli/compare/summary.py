@@ -21,7 +21,7 @@ def summary(plan, outcomes):
         methods: for each a dict: method, miner, own, num_runs, failed (of seed and error), and, None
             where no run came to an end: steps, seconds, share_mining, encoder_calls, full_encodes and
             each of `metrics`, a dict of mean and spread; `memory`, the most of all runs in bytes;
-            `closed`, see `share_closed`.
+            `closed`, see `share_closed`; None but after equal steps.
         runs: the reports, with method and seed.
 
         A spread is the standard deviation over seeds (with n - 1), None for fewer than two.
@@ -45,15 +45,18 @@ def summary(plan, outcomes):
                 **(_figures(done) if done else dict.fromkeys(_FIGURES)),
             }
         )
+    settings = plan.common()
+    # In as many seconds or encoder calls as the others what looks at all targets is no oracle.
+    equal_steps = settings["seconds"] is None and settings["encoder_calls"] is None
     for row in methods:
-        row["closed"] = share_closed(row, methods)
+        row["closed"] = share_closed(row, methods) if equal_steps else None
     return {
         "plan": {
             "data": {
                 name: {"path": str(plan.paths[name]), "number": plan.numbers[name]}
                 for name in plan.paths
             },
-            "settings": plan.common(),
+            "settings": settings,
             "seeds": list(plan.seeds),
         },
         "methods": methods,
