@@ -59,8 +59,12 @@ _ORACLE = "How much of the oracle's gain does each have? After the same number o
 _CALLS = "At equal encoder calls: full encodes of all targets count as what they are, a call for each"
 _CAPPED = "At equal encoder calls, of which a full encode takes half, as it does with many more targets"
 _SECONDS = "At equal seconds, each with the batch that suits it"
-# By default the index of sets of this size is flat: with `reads` it is a tree, as that of larger ones.
-_CALLERS = "tree,tree:reads=192,in-batch,stale,cache,stochastic"
+# With a warm-up of as many examples as there are targets and without one. By default the index of sets
+# of this size is flat: with `reads` it is a tree, as that of larger ones.
+_CALLERS = (
+    "tree,tree:warmup_examples=107525,tree:reads=192,in-batch,stale,stale:warmup_examples=107525,"
+    "cache,cache:warmup_examples=107525,stochastic"
+)
 # The oracle's gain is asked for where every query draws, as in the paper: more than any batch has.
 _ALL_DRAW = {"mining_queries": 4096}
 _DOCSTRINGS = "docstrings"  # made from the packages that are installed
@@ -76,7 +80,8 @@ SETS = (
         {},
         (
             Question("steps", _ORACLE, "tree,in-batch,exact", {"steps": 1000} | _ALL_DRAW),
-            Question("calls", _CALLS, _CALLERS, {"encoder_calls": 1_000_000}),
+            # A second negative a query is worth less than the steps that its calls make room for.
+            Question("calls", _CALLS, _CALLERS, {"encoder_calls": 1_000_000, "negatives": 1}),
             # Two calls for each target.
             Question(
                 "capped",
