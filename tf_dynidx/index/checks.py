@@ -1,5 +1,7 @@
 """What is refused at the index's door: each check says what was received and what to do."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
@@ -103,18 +105,12 @@ def beta(value):
 
 def positive_int(name, value):
     """`value` as int; ValueError unless it is a whole number of at least 1."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1. Received: {name}={value!r}")
-    return int(value)
+    return _whole(name, value, "of at least 1", 1)
 
 
 def count(name, value):
     """`value` as int; ValueError unless it is a whole number of at least 0."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0. Received: {name}={value!r}")
-    return int(value)
+    return _whole(name, value, "of at least 0", 0)
 
 
 def positive_float(name, value):
@@ -134,11 +130,13 @@ def flag(name, value):
 
 def seed(value):
     """`value` as int; ValueError unless it is a whole number that stateless draws can count from."""
+    return _whole("seed", value, f"from 0 to {_LARGEST_SEED}", 0, _LARGEST_SEED)
+
+
+def _whole(name, value, which, least, most=math.inf):
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not 0 <= value <= _LARGEST_SEED:
-        raise ValueError(
-            f"seed must be a whole number from 0 to {_LARGEST_SEED}. Received: seed={value!r}"
-        )
+    if not whole or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number {which}. Received: {name}={value!r}")
     return int(value)
 
 
