@@ -1,6 +1,7 @@
 """What several tests share: references in NumPy, in float64, and what must hold of every index."""
 
 import functools
+import re
 from unittest.mock import patch
 
 import numpy as np
@@ -128,6 +129,14 @@ def forget_indexes():
     """Lets go of what `index_as_new` and `traced` share."""
     _made.clear()
     traced.cache_clear()
+
+
+def whole_copies(shapes, function, *args):
+    """How many copies of whole tables of some shapes XLA puts into a compiled function."""
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+    code = compiled.experimental_get_compiler_ir(*args)(stage="optimized_hlo")
+    shapes = "|".join(",".join(map(str, shape)) for shape in shapes)
+    return len(re.findall(rf"= \w+\[({shapes})\]\S* copy\(", code))
 
 
 def held(index):

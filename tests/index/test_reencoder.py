@@ -12,8 +12,10 @@ from tests.reference import (
     index_as_new,
     log_partition,
     traced,
+    whole_copies,
 )
 from tf_dynidx.index import DynamicIndex
+from tf_dynidx.ops.in_place import do_if
 
 SIZE, DIM, BETA = 1500, 6, 8.0
 FORMS = ("full", "lazy")
@@ -268,6 +270,22 @@ def test_lazy_step_compiled_by_xla_does_the_same(rows):
         results.append((index.read(everything).numpy(), index.landmarks.numpy()))
     np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-3)
     np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("options", [{"flat": True}, {"form": "lazy"}])  # few targets, and many
+def test_compiled_step_copies_no_table(rows, options):
+    index = make(rows, **options)
+
+    def step(written, vectors, landmarks):
+        index.write(written, vectors)
+        do_if(index.due(), lambda: index.follow(landmarks))
+        return index.due()
+
+    written = tf.range(0, SIZE, 7)
+    args = written, tf.zeros([len(written), DIM]), tf.zeros([index.num_landmarks, DIM])
+    tree = index.tree
+    tables = tree.rows, tree.ids, tree.slots, index.reencoder.written
+    assert whole_copies([each.shape for each in tables], step, *args) == 0
 
 
 # What a correction is made of

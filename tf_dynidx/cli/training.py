@@ -20,6 +20,7 @@ from tf_dynidx.corpus import TargetCorpus
 from tf_dynidx.keras_world import IS_KERAS_3, keras
 from tf_dynidx.metrics import positive_ranks, ranking_metrics
 from tf_dynidx.models import DualEncoder
+from tf_dynidx.ops.in_place import ids_after
 
 _EPOCHS = 10  # where neither steps nor seconds are given
 _EVALUATIONS = 10  # points of the history
@@ -550,7 +551,8 @@ def _mining_seconds(model, data):
         mined, drawn = miner.mine(queries, beta, positives)
         candidates = tf.concat([given, tf.reshape(mined, [-1])], axis=0)
         log_prob = miner.log_prob(candidates, queries, beta, positives, drawn)
-        miner.observe(rows, encodings)
+        # In a step what is written back was encoded after the draws.
+        miner.observe(ids_after(log_prob, ids=rows), encodings)
         return tf.reduce_logsumexp(log_prob, axis=0)
 
     mine()

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEAF_SIZE, regrouped
-from tf_dynidx.ops import grouping, nodes
+from tf_dynidx.ops import grouping, nodes, routing
 from tf_dynidx.ops.nodes import NEVER
 
 BLOCK = 65_536  # rows that are grouped at a time
@@ -110,9 +110,10 @@ def _nearest(rows, centres, number):
     def of_part(part):
         closeness = grouping.closeness(part[None], centres[None])[0]
         if number > 1:
-            return tuple(tf.math.top_k(closeness, number))
-        best = tf.argmax(closeness, axis=1, output_type=tf.int32)  # faster than top_k
-        return tf.gather(closeness, best, batch_dims=1)[:, None], best[:, None]
+            best = routing.places_of_largest(closeness, number)
+        else:
+            best = tf.argmax(closeness, axis=1, output_type=tf.int32)[:, None]  # faster than top_k
+        return tf.gather(closeness, best, batch_dims=1), best
 
     near, which = tf.map_fn(
         of_part,

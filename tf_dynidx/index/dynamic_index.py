@@ -17,14 +17,14 @@ from tf_dynidx.index.reencoder import Reencoder
 from tf_dynidx.index.shapes import nodes_scored, sample_shape, search_shape
 from tf_dynidx.index.tree import CROWDED_GROUP, CROWDED_LEAF, FANOUT, GROUP, LEAF_SIZE, Tree
 from tf_dynidx.ops import chains, doubt, draws, frontier, table_draws
+from tf_dynidx.ops.in_place import ids_after
 from tf_dynidx.ops.nodes import NEVER
 from tf_dynidx.ops.search import tree_top_k
 
 _ENOUGH = 1e-3  # squared error of the mass from which on a draw reads no more: 64 draws vary by 1/64
 _BOUNDED_AS = 20  # bounds of the partition are those that so many draws would have
 _SETTLING_NEAR = 16  # groups whose leaves the rows of a leaf may move to after a build
-_SETTLING_ROUNDS = 3  # of repairs after that; each finds half as many rows in a wrong place again
-_OUTLYING = 0.25  # share of the rows that such a round looks at: nine tenths of what all would bring
+_SETTLING_ROUNDS = 3  # of that; each finds some half as many rows in a wrong place again
 _UPKEEP_PARTS = 4  # one upkeep reroutes one part in so many of the leaves, in turn
 _UPKEEP_ROWS = 512  # or, where it must not go through all rows, so many of those written last
 _TOLERANCE = 0.1  # squared relative error from which on all rows had better be encoded again
@@ -172,7 +172,6 @@ class DynamicIndex(tf.Module):
         self._move_block = _compiled(self.tree.move)
         self._reroute_block = _compiled(self.tree.reroute)
         self._refresh_block = _compiled(self.tree.refresh_groups)
-        self._off_centre = _compiled(self.tree.off_centre)
         self._refresh_above = _compiled(self.tree.refresh_above)
         self._tidy = _compiled(self.tree.tidy)
 
@@ -743,16 +742,18 @@ class DynamicIndex(tf.Module):
     # Helpers.
 
     def _upkeep_of_recent(self):
-        tree, recent = self.tree, self.reencoder.recent
+        tree = self.tree
+        # After all that a correction reads: the new landmarks are what it reads last.
+        recent = ids_after(self.reencoder.landmarks, ids=self.reencoder.recent)
         leaves = reencoder.distinct(tree.slots_of(recent) // LEAF_SIZE)
         tree.refresh_leaves(tf.where(leaves == NEVER, tree.widths[0], leaves))
         start = (self._upkeep * _UPKEEP_ROWS) % recent.shape[0]
         window = tf.range(min(_UPKEEP_ROWS, recent.shape[0]))
         rows = reencoder.distinct(tf.gather(recent, (start + window) % recent.shape[0]))
         before = tree.slots_of(rows) // GROUP
-        tree.move(rows)
-        after = tree.slots_of(rows) // GROUP
+        tree.move(ids_after(before, ids=rows))
         tidied = tree.tidy(_GROUPS[0])
+        after = tree.slots_of(rows) // GROUP
         tree.refresh_groups(tf.concat([before, after, tidied], axis=0))
         tree.refresh_above(from_leaves=True)
         self._upkeep.assign_add(1)
@@ -830,26 +831,17 @@ class DynamicIndex(tf.Module):
         self._refresh_above()
 
     def _settle(self, progress):
-        """Moves the rows of a new tree on to nearer leaves: close by, then outlying ones anywhere."""
+        """Moves the rows of a new tree on to nearer leaves close by."""
         used = np.flatnonzero(self.tree.counts[0].numpy()).astype(np.int32)
-        with _bar("settling", len(used), "leaf", progress) as bar:
-            for (block,) in _blocks(used, filler=self.tree.widths[0], lengths=_LENGTHS[:2]):
-                self._reroute_block(block, near=_SETTLING_NEAR)
-                bar.update(min(len(block), len(used)))
-        self._refresh(np.arange(self.tree.num_groups, dtype=np.int32))
-        for _ in range(_SETTLING_ROUNDS):
-            rows = self._outlying()
-            self.tree.mark(rows, np.ones(len(rows), bool))
-            self.repair(progress)
-
-    def _outlying(self):
-        """The rows farthest from the centres of their leaves, where most lie that belong elsewhere."""
-        groups = np.arange(self.tree.num_groups, dtype=np.int32)
-        filler = self.tree.num_groups
-        off = [self._off_centre(each) for (each,) in _blocks(groups, filler=filler, lengths=_GROUPS)]
-        off = np.concatenate(off)[: len(groups)].reshape(-1)
-        last = len(off) - math.ceil(self.size * _OUTLYING)
-        return self.tree.ids.numpy()[: len(off)][np.argpartition(off, last)[last:]]
+        with _bar("settling", _SETTLING_ROUNDS * len(used), "leaf", progress) as bar:
+            for _ in range(_SETTLING_ROUNDS):
+                for (block,) in _blocks(used, filler=self.tree.widths[0], lengths=_LENGTHS[:2]):
+                    self._reroute_block(block, near=_SETTLING_NEAR)
+                    bar.update(int((block != self.tree.widths[0]).sum()))
+                self._refresh(np.arange(self.tree.num_groups, dtype=np.int32))
+                self._refresh_above()
+        self._make_room()
+        self._refresh_above()
 
     def _groups_of(self, rows):
         return np.unique(tf.gather(self.tree.slots, rows).numpy() // GROUP).astype(np.int32)

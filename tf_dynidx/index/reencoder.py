@@ -31,8 +31,7 @@ _WITNESSES = 32  # such rows that it takes to say so
 _AGES = 16  # classes of time since a row was written, each twice as long as the one before
 _SURVEYED = 16_384  # slots that are looked at to tell how old rows are
 _MEMORY = 0.5  # weight at a refresh of what was measured of the error before it
-_BLOCK = 65_536  # rows that are corrected at a time; but
-_BLOCKS = 64  # there are at most so many blocks
+_BLOCK = 65_536  # rows that are corrected at a time
 
 
 class Reencoder(tf.Module):
@@ -378,18 +377,23 @@ class Reencoder(tf.Module):
         self.tree.refresh()
 
     def _map_rows(self, moved):
-        """Replaces all rows, block by block, so that memory for float32 copies does not grow."""
-        # Read once: a variable that was scattered into is copied whenever it is read.
-        rows, ids = self.tree.rows.read_value(), self.tree.ids.read_value()
-        total, parts = rows.shape[0], []
-        block = max(_BLOCK, -(-total // _BLOCKS))
-        for start in range(0, total, block):
-            mine = ids[start : start + block]
-            after = moved(tf.cast(rows[start : start + block], tf.float32), mine)
+        """Replaces all rows in place, a block at a time: memory does not grow with their number."""
+        tree = self.tree
+        total = tree.rows.shape[0]
+        blocks = -(-total // _BLOCK)
+        block = -(-total // blocks)
+
+        def move(number):
+            # Past the end the last slot comes again, with what it had before.
+            slots = tf.minimum(number * block + tf.range(block), total - 1)
+            ids = tf.gather(tree.ids, slots)
+            after = moved(tree.read_slots(slots), ids)
             # Emptied slots stay zero: moved again and again, nothing would keep what they held finite.
-            after = tf.where((mine != NEVER)[:, None], after, 0.0)
-            parts.append(tf.cast(after, rows.dtype))
-        self.tree.rows.assign(tf.concat(parts, axis=0))
+            tree.write_slots(slots, tf.where((ids != NEVER)[:, None], after, 0.0))
+            return (number + 1,)
+
+        start = (tf.constant(0),)
+        tf.while_loop(lambda number: number < blocks, move, start, parallel_iterations=1)
 
     def _adapt(self, before, after, exact):
         """Chooses the time to the next refresh, so that about as much moves until then as is wanted."""

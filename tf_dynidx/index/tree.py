@@ -17,6 +17,7 @@ _FILL_DEEP = 0.5  # the same where there are nodes above level 1, which are not 
 _DENSE = 2048  # nodes that a query scores all at once, at least; and
 _DENSE_GROWTH = 4  # this many times sqrt(capacity), so that no level below is read too often
 CROWDED_LEAF = LEAF_SIZE - 1  # rows from which on the leaf's group is regrouped
+_ROUTED_LEAF = CROWDED_LEAF - 1  # rows that rerouting leaves a leaf with, at most: not crowded
 _REGROUPED_LEAF = LEAF_SIZE - 3  # rows that a leaf has at most after regrouping
 CROWDED_GROUP = FANOUT * _REGROUPED_LEAF  # rows above which a group is halved
 _SPARSE_GROUP = GROUP // 20  # rows below which a group is given up and its rows go elsewhere
@@ -127,9 +128,12 @@ class Tree(tf.Module):
         """
         slots = self.slots_of(ids)
         # Zeros to scratch: its statistics are computed with all others and must stay finite.
-        vectors = tf.where(slots[:, None] < self.num_slots, vectors, 0.0)
-        _scatter(self.rows, slots, tf.cast(vectors, self.rows.dtype))
+        self.write_slots(slots, tf.where(slots[:, None] < self.num_slots, vectors, 0.0))
         self.mark(ids, slots < self.num_slots)
+
+    def write_slots(self, slots, vectors):
+        """Overwrites what slots hold."""
+        _scatter(self.rows, slots, tf.cast(vectors, self.rows.dtype))
 
     # Statistics.
 
@@ -241,21 +245,6 @@ class Tree(tf.Module):
         above.radii.assign(tf.reduce_max(tf.where(live, reach, 0.0), axis=1))
         above.representatives.assign(tf.gather(candidates, nearest, batch_dims=1))
 
-    def off_centre(self, groups):
-        """How far rows lie from the centre of their leaf, as the statistics have it.
-
-        Args:
-            groups: int32 [groups], nodes of level 1, scratch included.
-
-        Returns:
-            float32 [groups, 512], squared distances slot by slot; -1 where there is no row.
-        """
-        rows, ids = self._contents(groups)
-        rows = tf.reshape(tf.cast(rows, tf.float32), [-1, LEAF_SIZE, self.dim])
-        leaves = _leaves_of(groups)
-        away = tf.reduce_sum((rows - nodes.centres(self.moments[0], leaves)[:, None, :]) ** 2, axis=2)
-        return tf.where(ids == NEVER, -1.0, tf.reshape(away, [-1, GROUP]))
-
     def mark(self, ids, moved):
         """Notes whether rows (int32 [ids]) have moved: bool [ids]. An id that is no row is ignored."""
         known = (ids >= 0) & (ids < self.capacity)
@@ -299,6 +288,8 @@ class Tree(tf.Module):
     def halve(self, groups, empty, do):
         """Moves half of the rows of groups, cut across the longest direction, into empty ones.
 
+        Rows lie in the order of that direction, as many in a leaf as fit: call `regroup` afterwards.
+
         Args:
             groups, empty: int32 [groups], distinct nodes of level 1.
             do: bool [groups], which ones.
@@ -308,33 +299,37 @@ class Tree(tf.Module):
         direction = grouping.principal_direction(rows, live)
         along = tf.einsum("gsd,gd->gs", tf.cast(rows, tf.float32), direction)
         order = tf.argsort(tf.where(live, along, -float("inf")), axis=1, direction="DESCENDING")
-        rows, ids = tf.gather(rows, order, batch_dims=1), tf.gather(ids, order, batch_dims=1)
-        number = tf.reduce_sum(tf.cast(live, tf.int32), axis=1)
-        upper = tf.sequence_mask(number // 2, GROUP)
-        halves = [tf.where(mine & do[:, None], ids, NEVER) for mine in (upper, ~upper)]
-        there = [tf.where(do, where, self.num_groups) for where in (groups, empty)]
-        # Both at once: what regroups is compiled for each time that it is called.
-        halves = regrouped(tf.concat([rows, rows], axis=0), tf.concat(halves, axis=0))
-        self.fill(tf.concat(there, axis=0), *halves)
+        number = tf.reduce_sum(tf.cast(live, tf.int32), axis=1)[:, None]
+        half = number // 2
+        for there, first, end in ((groups, tf.zeros_like(half), half), (empty, half, number)):
+            place = first + tf.range(GROUP)
+            mine = tf.gather(order, tf.minimum(place, GROUP - 1), batch_dims=1)
+            kept = do[:, None] & (place < end)
+            self.fill(
+                tf.where(do, there, self.num_groups),
+                tf.gather(rows, mine, batch_dims=1),
+                tf.where(kept, tf.gather(ids, mine, batch_dims=1), NEVER),
+            )
 
     def tidy(self, number):
-        """Regroups up to `number` groups with a crowded leaf; halves up to `number` crowded groups.
+        """Halves crowded groups; regroups the halves and groups with a crowded leaf, up to `number`.
 
         A crowded group is halved into an empty one under the same node of level 2, where there are
         such nodes and it has one; if not, it stays, and its rows find room elsewhere. Call `refresh`
         afterwards.
 
         Returns:
-            int32 [3 * number], the groups that were changed; the scratch group stands in for others.
+            int32 [groups], the groups that were changed; the scratch group stands in for others.
         """
-        number = min(number, self.num_groups)
+        number = min(max(2, number), self.num_groups)
         counts = tf.reduce_sum(self._leaf_counts(), axis=1)
         region = FANOUT if len(self.widths) > 2 else self.num_groups
         regions = tf.reshape(counts, [-1, region])
-        fullest, crowded = tf.math.top_k(counts, number)
+        pairs = max(1, number // 2)  # so that all halves are regrouped
+        fullest, crowded = tf.math.top_k(counts, pairs)
         mine = crowded // region
-        earlier = tf.linalg.band_part(tf.ones([number, number], tf.int32), -1, 0) - tf.eye(
-            number, dtype=tf.int32
+        earlier = tf.linalg.band_part(tf.ones([pairs, pairs], tf.int32), -1, 0) - tf.eye(
+            pairs, dtype=tf.int32
         )
         same = tf.cast(mine[:, None] == mine[None, :], tf.int32)
         rank = tf.reduce_sum(same * earlier, axis=1)  # of a crowded group among those of its region
@@ -349,11 +344,14 @@ class Tree(tf.Module):
         counts = self._leaf_counts()  # as halving has left them
         loosenable = tf.reduce_sum(counts, axis=1) <= CROWDED_GROUP
         largest = tf.where(loosenable, tf.reduce_max(counts, axis=1), 0)
+        halves, cut = tf.concat([crowded, empty], axis=0), tf.concat([halved, halved], axis=0)
+        first = LEAF_SIZE * tf.cast(cut, tf.int32)  # the halves, before all others
+        largest = tf.tensor_scatter_nd_add(largest, halves[:, None], first)
         fullest, groups = tf.math.top_k(largest, number)
         loose = fullest >= CROWDED_LEAF
         do_if(tf.reduce_any(loose), lambda: self.regroup(groups, loose))
-        changed = tf.concat([crowded, empty, groups], axis=0)
-        return tf.where(tf.concat([halved, halved, loose], axis=0), changed, self.num_groups)
+        changed = tf.concat([halves, groups], axis=0)
+        return tf.where(tf.concat([cut, loose], axis=0), changed, self.num_groups)
 
     def _leaf_counts(self):
         """Rows of each group's leaves as they are now, whatever the statistics say: [groups, 16]."""
@@ -395,6 +393,7 @@ class Tree(tf.Module):
             leaves,
             tf.reshape(target, flat),
             tf.reshape(wanted, flat),
+            _ROUTED_LEAF,
         )
 
     def move(self, ids):
@@ -413,7 +412,7 @@ class Tree(tf.Module):
         here = self._closeness(rows[:, None, :], leaves[:, None])[:, 0, 0]
         wanted = (ids != NEVER) & (closeness > here + 1e-6)
         self.mark(ids, tf.zeros_like(wanted))
-        return self._transfer(ids, rows, leaves, target, wanted)
+        return self._transfer(ids, rows, leaves, target, wanted, LEAF_SIZE)
 
     def insert(self, ids, vectors):
         """Puts new rows into the nearest leaf that has room. Call `refresh` afterwards.
@@ -461,10 +460,10 @@ class Tree(tf.Module):
         return tf.reshape(leaves, [tf.shape(vectors)[0], leaves.shape[1] * FANOUT])
 
     def _usable(self, leaves):
-        """Whether leaves may be entered: they have rows, and room, and are not to be given up."""
+        """Whether rows may be rerouted to leaves: those have rows, and room, and are to be kept."""
         counts = tf.gather(self.counts[0], leaves)
         sparse = tf.gather(self._sparse_groups(), leaves // FANOUT)
-        return (counts > 0) & (counts < LEAF_SIZE) & ~sparse
+        return (counts > 0) & (counts < _ROUTED_LEAF) & ~sparse
 
     def _sparse_groups(self):
         counts = self.counts[1]
@@ -496,10 +495,10 @@ class Tree(tf.Module):
         slots = groups[:, None] * GROUP + tf.range(GROUP)
         return tf.gather(self.rows, slots), tf.gather(self.ids, slots)
 
-    def _transfer(self, ids, rows, leaves, target, wanted):
-        """Moves single rows from `leaves`, which hold all of them, to target leaves that have room."""
+    def _transfer(self, ids, rows, leaves, target, wanted, size):
+        """Moves single rows from `leaves`, which hold all of them, to leaves below `size` rows."""
         before = tf.identity(self.counts[0])
-        slot, accepted, _ = nodes.places(target, wanted, before, LEAF_SIZE)
+        slot, accepted, _ = nodes.places(target, wanted, before, size)
         rank = slot - tf.gather(before, target)
         old = tf.where(accepted, self.slots_of(ids), self.num_slots)
         _scatter(self.ids, old, tf.fill(tf.shape(old), NEVER))
