@@ -11,7 +11,7 @@ from tests.reference import (
     gaussian,
     make_index,
 )
-from tf_dynidx.index import DynamicIndex, build, dynamic_index
+from tf_dynidx.index import DynamicIndex, build
 from tf_dynidx.index.tree import plan
 
 DIM, SIZE = 4, 2000
@@ -76,8 +76,8 @@ def test_rows_that_the_layout_left_far_from_their_leaf_find_a_nearer_one(monkeyp
     rows = clustered(np.random.default_rng(3), SIZE, 16, SIZE // 16)
     monkeypatch.setattr(build, "BLOCK", 500)
     spreads = []
-    for rounds in (0, dynamic_index._SETTLING_ROUNDS):
-        monkeypatch.setattr(dynamic_index, "_SETTLING_ROUNDS", rounds)
+    for settle in (lambda index, progress: None, DynamicIndex._settle):
+        monkeypatch.setattr(DynamicIndex, "_settle", settle)
         index = make_index(16, SIZE, 2)
         index.build(rows)
         check_holds(index, dict(enumerate(rows)))

@@ -99,6 +99,23 @@ def quality(index, rows, queries, beta=10.0):
     return np.mean(shared) / 10, np.mean((estimate - log_partition(queries, rows, beta)) ** 2)
 
 
+def test_off_centre_is_how_far_rows_lie_from_the_centre_of_their_leaf():
+    rows = clustered(np.random.default_rng(4), 600, DIM)
+    index = index_as_new(DIM, 700)
+    index.build(rows)
+    tree = index.tree
+    groups = tf.range(tree.num_groups + 1)  # scratch as well, which holds nothing
+    found = tree.off_centre(groups).numpy()
+    assert found.shape == (tree.num_groups + 1, 512)
+    ids = tree.ids.numpy().reshape(found.shape)
+    np.testing.assert_array_equal(found[ids < 0], -1)
+    for group, slot in np.argwhere(ids >= 0):
+        leaf = ids[group, slot // 32 * 32 :][:32]
+        centre = rows[leaf[leaf >= 0]].mean(axis=0)
+        away = ((rows[ids[group, slot]] - centre) ** 2).sum()
+        assert found[group, slot] == pytest.approx(away, rel=1e-3, abs=1e-6)
+
+
 def queries_near(rng, rows, number=1000):
     return unit(rows[rng.integers(len(rows), size=number)] + 0.1 * gaussian(rng, number, DIM))
 

@@ -23,8 +23,9 @@ from tf_dynidx.ops.search import tree_top_k
 
 _ENOUGH = 1e-3  # squared error of the mass from which on a draw reads no more: 64 draws vary by 1/64
 _BOUNDED_AS = 20  # bounds of the partition are those that so many draws would have
-_SETTLING_NEAR = 16  # groups whose leaves the rows of a leaf may move to after a build
-_SETTLING_ROUNDS = 3  # of that; each finds some half as many rows in a wrong place again
+_OUTLYING = 0.25  # share of the rows that a build moves anywhere, those farthest from their leaf
+_SETTLING_NEAR = 16  # groups whose leaves the rows of a leaf may move to after that; and
+_SETTLING_ROUNDS = 2  # how often: each time finds half as many rows in a wrong place again
 _UPKEEP_PARTS = 4  # one upkeep reroutes one part in so many of the leaves, in turn
 _UPKEEP_ROWS = 512  # or, where it must not go through all rows, so many of those written last
 _TOLERANCE = 0.1  # squared relative error from which on all rows had better be encoded again
@@ -170,6 +171,7 @@ class DynamicIndex(tf.Module):
         self._refresh_once = _compiled(self.follow)
         self._errors = _compiled(self.reencoder.relative_error)
         self._move_block = _compiled(self.tree.move)
+        self._off_centre = _compiled(self.tree.off_centre)
         self._reroute_block = _compiled(self.tree.reroute)
         self._refresh_block = _compiled(self.tree.refresh_groups)
         self._refresh_above = _compiled(self.tree.refresh_above)
@@ -831,17 +833,30 @@ class DynamicIndex(tf.Module):
         self._refresh_above()
 
     def _settle(self, progress):
-        """Moves the rows of a new tree on to nearer leaves close by."""
+        """Moves rows of a new tree on to nearer leaves: outlying ones anywhere, then all close by."""
+        rows = self._outlying()
+        self.tree.mark(rows, np.ones(len(rows), bool))
+        self.repair(progress)
+        groups = np.arange(self.tree.num_groups, dtype=np.int32)
         used = np.flatnonzero(self.tree.counts[0].numpy()).astype(np.int32)
         with _bar("settling", _SETTLING_ROUNDS * len(used), "leaf", progress) as bar:
             for _ in range(_SETTLING_ROUNDS):
                 for (block,) in _blocks(used, filler=self.tree.widths[0], lengths=_LENGTHS[:2]):
                     self._reroute_block(block, near=_SETTLING_NEAR)
                     bar.update(int((block != self.tree.widths[0]).sum()))
-                self._refresh(np.arange(self.tree.num_groups, dtype=np.int32))
+                self._refresh(groups)
                 self._refresh_above()
         self._make_room()
         self._refresh_above()
+
+    def _outlying(self):
+        """The rows farthest from the centres of their leaves, where most lie that belong elsewhere."""
+        groups = np.arange(self.tree.num_groups, dtype=np.int32)
+        filler = self.tree.num_groups
+        off = [self._off_centre(each) for (each,) in _blocks(groups, filler=filler, lengths=_GROUPS)]
+        off = np.concatenate(off)[: len(groups)].reshape(-1)
+        last = len(off) - math.ceil(self.size * _OUTLYING)
+        return self.tree.ids.numpy()[: len(off)][np.argpartition(off, last)[last:]]
 
     def _groups_of(self, rows):
         return np.unique(tf.gather(self.tree.slots, rows).numpy() // GROUP).astype(np.int32)

@@ -245,6 +245,21 @@ class Tree(tf.Module):
         above.radii.assign(tf.reduce_max(tf.where(live, reach, 0.0), axis=1))
         above.representatives.assign(tf.gather(candidates, nearest, batch_dims=1))
 
+    def off_centre(self, groups):
+        """How far rows lie from the centre of their leaf, as the statistics have it.
+
+        Args:
+            groups: int32 [groups], nodes of level 1, scratch included.
+
+        Returns:
+            float32 [groups, 512], squared distances slot by slot; -1 where there is no row.
+        """
+        rows, ids = self._contents(groups)
+        rows = tf.reshape(tf.cast(rows, tf.float32), [-1, LEAF_SIZE, self.dim])
+        leaves = _leaves_of(groups)
+        away = tf.reduce_sum((rows - nodes.centres(self.moments[0], leaves)[:, None, :]) ** 2, axis=2)
+        return tf.where(ids == NEVER, -1.0, tf.reshape(away, [-1, GROUP]))
+
     def mark(self, ids, moved):
         """Notes whether rows (int32 [ids]) have moved: bool [ids]. An id that is no row is ignored."""
         known = (ids >= 0) & (ids < self.capacity)
