@@ -37,13 +37,21 @@ def opened(small, queries, shape, beta=BETA, keep=0, tolerance=0.0, jit_compile=
 
 
 def drawn_pool(
-    small, queries, shape, exclude, beta=BETA, levels=None, keep=0, tolerance=0.0, jit_compile=False
+    small,
+    queries,
+    shape,
+    exclude,
+    beta=BETA,
+    levels=None,
+    keep=0,
+    tolerance=0.0,
+    jit_compile=False,
+    seed=(1, 2),
 ):
     levels = levels or small.levels
 
     def run(queries, beta, exclude):
         front = frontier.open_nodes(levels, queries, beta, shape, keep, tolerance)
-        seed = tf.constant([1, 2])
         rows, ids = tf.convert_to_tensor(small.tree.rows), tf.convert_to_tensor(small.tree.ids)
         return frontier.pool(rows, ids, levels, front, queries, beta, shape, exclude, seed)
 
@@ -291,7 +299,19 @@ def test_queries_of_all_appetites_are_read_for_as_they_ask(deep):
     queries = some_queries(70) * np.random.default_rng(2).uniform(0.05, 12, [70, 1]).astype(np.float32)
     shape, keep, tolerance = deep.shape(4, 600), 8, 1e-2
     front = frontier.open_nodes(deep.levels, queries, BETA, shape, keep, tolerance)
-    pool = drawn_pool(deep, queries, shape, tf.tile(NOBODY, [70, 1]), keep=keep, tolerance=tolerance)
+    pools = [
+        drawn_pool(
+            deep,
+            queries,
+            shape,
+            tf.tile(NOBODY, [70, 1]),
+            keep=keep,
+            tolerance=tolerance,
+            seed=(1, each),
+        )
+        for each in range(8)
+    ]
+    pool = pools[0]
     read, members = front.read.numpy(), front.members.numpy()
     assert read.min() < 200 < 400 < read.max()
     weighed = np.isfinite(pool.log_weights.numpy())
@@ -304,7 +324,9 @@ def test_queries_of_all_appetites_are_read_for_as_they_ask(deep):
         scores = float(BETA) * deep.vectors[pool.ids[query].numpy()[weighed[query]]] @ queries[query]
         np.testing.assert_allclose(pool.scores[query].numpy()[weighed[query]], scores, rtol=1e-3)
     exact = log_partition(queries, deep.vectors[deep.held], BETA)
-    off = np.abs(np.expm1(pool.log_partition - exact))
+    # The mean of several, as a heavy row that is seldom proposed makes a single one far too large.
+    shares = [np.exp(pool.log_partition - exact) for pool in pools]
+    off = np.abs(np.mean(shares, axis=0) - 1.0)
     assert np.median(off) < np.sqrt(tolerance) and off.max() < 1.0
 
 
