@@ -326,7 +326,7 @@ def test_queries_of_all_appetites_are_read_for_as_they_ask(deep):
     exact = log_partition(queries, deep.vectors[deep.held], BETA)
     off = np.abs(np.expm1(pool.log_partition - exact))
     assert np.median(off) < np.sqrt(tolerance)
-    # A heavy row that is seldom proposed makes a single estimate far too large, the mean of several not.
+    # A heavy row that is seldom proposed makes one estimate far too large, but not the mean of eight.
     shares = [np.exp(each.log_partition - exact) for each in pools]
     assert np.abs(np.mean(shares, axis=0) - 1.0).max() < 1.0
 
