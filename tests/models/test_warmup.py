@@ -65,7 +65,7 @@ def test_mining_begins_within_an_epoch_and_a_part_of_a_batch_counts_as_a_step():
     assert len(logs["staleness"]) == 2 and logs["loss"][1] < logs["loss"][0]
 
 
-@pytest.mark.parametrize("need", ["prepare_miner", "mined_loss", "evaluate", "validation"])
+@pytest.mark.parametrize("need", ["prepare_miner", "mined_loss"])
 def test_what_needs_the_miner_ends_the_warmup(need):
     model = make(Counting(2), options=OPTIONS | {"warmup_examples": 10**6})
     data = batches().take(2)
@@ -73,15 +73,29 @@ def test_what_needs_the_miner_ends_the_warmup(need):
     assert model.warming_up and not model.miner.built
     if need == "prepare_miner":
         model.prepare_miner()
-    elif need == "mined_loss":
-        model.mined_loss(QUERY_FEATURES[:BATCH], POSITIVES[:BATCH])
-    elif need == "evaluate":
-        model.evaluate(data, verbose=0)
     else:
-        model.fit(data, validation_data=data, verbose=0)
+        model.mined_loss(QUERY_FEATURES[:BATCH], POSITIVES[:BATCH])
     assert not model.warming_up
     model.fit(data, verbose=0)
     assert model.miner.told.numpy() == 2 * (BATCH + 10 * 2)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_validation_in_the_warmup_is_that_of_in_batch_training_and_leaves_it_going(jit_compile):
+    model = make(Tree(), options=OPTIONS, jit_compile=jit_compile)
+    in_batch = make(InBatch(), jit_compile=jit_compile)
+    data, held_out = batches(), batches().take(2)
+    before = [each.evaluate(held_out, verbose=0) for each in (model, in_batch)]
+    assert before[0] == before[1] and model.warming_up
+    losses = []
+    for each in (model, in_batch):
+        logs = each.fit(data.take(STEPS - 1), validation_data=held_out, verbose=0).history
+        losses.append(logs["val_loss"])
+        each.fit(data.skip(STEPS - 1).take(1), verbose=0)
+    assert losses[0] == losses[1] and not model.miner.built
+    # The warm-up is over: of the same weights, the loss is estimated from mined negatives now.
+    assert model.evaluate(held_out, verbose=0) != in_batch.evaluate(held_out, verbose=0)
+    assert int(model.miner.full_encodes) == 1
 
 
 @pytest.mark.parametrize("stopped", [1, STEPS + 2])

@@ -146,9 +146,11 @@ class DualEncoder(keras.Model):
                 batch as the only negatives, as with `miners.InBatch`; then the miner is prepared and
                 mines. Default 0: from the first step on. As long as an encoder knows little, steps
                 without mined negatives teach nearly as much and take a part of the time and of the
-                encodings; as many examples as there are targets cost as many encodings as preparing a
-                miner that encodes them all. Whatever needs the miner before ends the warm-up:
-                `evaluate`, validation, `prepare_miner`, `mined_loss`. The miner learns nothing from it.
+                encodings: half of a training is not too much where it has time for a few epochs only
+                and towers cost little beside mining. As many examples as there are targets cost as
+                many encodings as preparing a miner that encodes them all. Until it mines, the loss of
+                `evaluate` and of validation is estimated in-batch, too; `prepare_miner` and
+                `mined_loss` end the warm-up. The miner learns nothing from it.
             seed: int, seeds which of several positives a step trains on.
             name: name of the model.
 
@@ -300,8 +302,9 @@ class DualEncoder(keras.Model):
     def prepare_miner(self, progress=False):
         """Lets the miner make its state: for `Tree`, encodes and indexes all targets.
 
-        `fit` and `evaluate` do this before their first step, after `on_train_begin`: a callback that
-        restores a model there restores the miner too. A miner that has its state is left alone.
+        `fit` and `evaluate` do this before their first step that mines, after `on_train_begin`: a
+        callback that restores a model there restores the miner too. A miner that has its state is left
+        alone.
         """
         self.corpus.check_filled()
         if not self.miner.built:
@@ -322,10 +325,40 @@ class DualEncoder(keras.Model):
             return False
         return float(self.frequencies.total.numpy()) < self.warmup_examples
 
-    def _in_phases(self, warmup, mining):
-        """A training function: that of the warm-up as long as there is one, then that which mines."""
+    def make_train_function(self, force=False):
+        """As in Keras; the function prepares the miner before its first step, outside any graph."""
+        return self._made_with_preparation(
+            "train_function", super().make_train_function, self._prepare_training, force
+        )
 
-        def train(*args, **kwargs):
+    def make_test_function(self, force=False):
+        """As in Keras: the loss of `evaluate` needs the miner too."""
+        return self._made_with_preparation(
+            "test_function", super().make_test_function, self.prepare_miner, force
+        )
+
+    def _made_with_preparation(self, name, make, prepare, force):
+        """Has Keras make a function, and lets it do something before each call.
+
+        A warm-up has a function of its own: what a step encodes is not the same.
+        """
+        self._check_devices()
+        make(force)
+        made = getattr(self, name)
+        if hasattr(made, "prepares"):  # made before
+            return made
+        function = _between(prepare, self.miner.look, made)
+        if self.warmup_examples:
+            make(force=True)
+            function = self._in_phases(getattr(self, name), function)
+        function.prepares = True
+        setattr(self, name, function)
+        return function
+
+    def _in_phases(self, warmup, mining):
+        """A function: that of the warm-up as long as there is one, then that which mines."""
+
+        def run(*args, **kwargs):
             if not self.warming_up:
                 return mining(*args, **kwargs)
             self.corpus.check_filled()
@@ -336,30 +369,7 @@ class DualEncoder(keras.Model):
             finally:
                 self._in_warmup = False
 
-        train.prepares = True
-        return train
-
-    def make_train_function(self, force=False):
-        """As in Keras; the function prepares the miner before its first step, outside any graph.
-
-        A warm-up has a function of its own: what a step encodes is not the same.
-        """
-        self._check_devices()
-        super().make_train_function(force)
-        function = _between(self._prepare_training, self.miner.look, self.train_function)
-        made_before = function is self.train_function
-        if self.warmup_examples and not made_before:
-            super().make_train_function(force=True)
-            function = self._in_phases(self.train_function, function)
-        self.train_function = function
-        return self.train_function
-
-    def make_test_function(self, force=False):
-        """As in Keras: the loss of `evaluate` needs the miner too."""
-        self._check_devices()
-        super().make_test_function(force)
-        self.test_function = _between(self.prepare_miner, self.miner.look, self.test_function)
-        return self.test_function
+        return run
 
     def _check_devices(self):
         if self.corpus.placement == "host" and _jit_compiled(self):
@@ -470,7 +480,7 @@ class DualEncoder(keras.Model):
     def test_step(self, data):
         """One step of `evaluate`: the loss on mined negatives, in inference mode."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        loss = self.mined_loss(x, y, sample_weight, training=False)
+        loss, _ = self._loss_and_candidates(x, self._rows(y), sample_weight, training=False)
         self.loss_tracker.update_state(replicas.of_share(loss))
         return {"loss": self.loss_tracker.result()}
 
@@ -794,8 +804,6 @@ class _Pending:
 
 def _between(prepare, look, function):
     """The function, with something to be done before each call of it, and now and then after one."""
-    if hasattr(function, "prepares"):
-        return function
     calls = itertools.count(1)
 
     def prepared(*args, **kwargs):
@@ -805,7 +813,6 @@ def _between(prepare, look, function):
             look()
         return result
 
-    prepared.prepares = True
     return prepared
 
 
