@@ -313,10 +313,21 @@ class DualEncoder(keras.Model):
                     self.corpus, self.encode_rows, lambda: self.encode_corpus(progress=progress)
                 )
 
+    def _prepare_step(self):
+        """What must be there before a step: the miner, once there is no warm-up (any more)."""
+        if self.warming_up:
+            self.corpus.check_filled()
+        else:
+            self.prepare_miner()
+
     def _prepare_training(self):
-        """What must be there before the first step; done once."""
-        self.prepare_miner()
+        """The same before a step that trains."""
+        self._prepare_step()
         _build_optimizer(self)
+
+    def _look(self):
+        if self.miner.built:
+            self.miner.look()
 
     @property
     def warming_up(self):
@@ -326,7 +337,7 @@ class DualEncoder(keras.Model):
         return float(self.frequencies.total.numpy()) < self.warmup_examples
 
     def make_train_function(self, force=False):
-        """As in Keras; the function prepares the miner before its first step, outside any graph."""
+        """As in Keras; the function prepares the miner before a step needs it, outside any graph."""
         return self._made_with_preparation(
             "train_function", super().make_train_function, self._prepare_training, force
         )
@@ -334,7 +345,7 @@ class DualEncoder(keras.Model):
     def make_test_function(self, force=False):
         """As in Keras: the loss of `evaluate` needs the miner too."""
         return self._made_with_preparation(
-            "test_function", super().make_test_function, self.prepare_miner, force
+            "test_function", super().make_test_function, self._prepare_step, force
         )
 
     def _made_with_preparation(self, name, make, prepare, force):
@@ -347,22 +358,20 @@ class DualEncoder(keras.Model):
         made = getattr(self, name)
         if hasattr(made, "prepares"):  # made before
             return made
-        function = _between(prepare, self.miner.look, made)
         if self.warmup_examples:
             make(force=True)
-            function = self._in_phases(getattr(self, name), function)
+            made = self._in_phases(warmup=made, mining=getattr(self, name))
+        function = _between(prepare, self._look, made)
         function.prepares = True
         setattr(self, name, function)
         return function
 
     def _in_phases(self, warmup, mining):
-        """A function: that of the warm-up as long as there is one, then that which mines."""
+        """A function of two: that of the warm-up until the miner is prepared, then that which mines."""
 
         def run(*args, **kwargs):
-            if not self.warming_up:
+            if self.miner.built:
                 return mining(*args, **kwargs)
-            self.corpus.check_filled()
-            _build_optimizer(self)
             self._in_warmup = True
             try:
                 return warmup(*args, **kwargs)
@@ -478,7 +487,7 @@ class DualEncoder(keras.Model):
         return {"loss": self.loss_tracker.result(), **logs}
 
     def test_step(self, data):
-        """One step of `evaluate`: the loss on mined negatives, in inference mode."""
+        """One step of `evaluate`: the loss that a step of `fit` would have, in inference mode."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         loss, _ = self._loss_and_candidates(x, self._rows(y), sample_weight, training=False)
         self.loss_tracker.update_state(replicas.of_share(loss))
